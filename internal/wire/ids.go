@@ -1,0 +1,108 @@
+// Package wire holds the types and rules of the public contract: ids, frames,
+// close codes, HTTP bodies and problem documents. It uses the standard library
+// only, so that the client SDK stays light, and it does no I/O.
+package wire
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// Limits of ids, in bytes.
+const (
+	MaxUserID   = 128
+	MaxDeviceID = 64
+	MaxNodeID   = 63
+	MaxCursor   = 64
+)
+
+// CheckUser reports why id is no user id: 1 to 128 bytes of valid UTF-8 without
+// control characters.
+func CheckUser(id string) error {
+	switch {
+	case id == "":
+		return errors.New("a user id must not be empty")
+	case len(id) > MaxUserID:
+		return fmt.Errorf("a user id has at most %d bytes, this one has %d", MaxUserID, len(id))
+	case !utf8.ValidString(id):
+		return errors.New("a user id must be valid UTF-8")
+	}
+	for i := 0; i < len(id); i++ { // the common case, ASCII, without decoding
+		if c := id[i]; c >= utf8.RuneSelf {
+			for _, r := range id[i:] {
+				if unicode.IsControl(r) {
+					return fmt.Errorf("a user id must not contain control characters (found %U)", r)
+				}
+			}
+			return nil
+		} else if c < 0x20 || c == 0x7f {
+			return fmt.Errorf("a user id must not contain control characters (found %U)", rune(c))
+		}
+	}
+	return nil
+}
+
+// CheckDevice reports why id is no device id: 1 to 64 of A-Z a-z 0-9 . _ -
+func CheckDevice(id string) error {
+	if id == "" || len(id) > MaxDeviceID {
+		return fmt.Errorf("a device id has 1 to %d characters, this one has %d", MaxDeviceID, len(id))
+	}
+	for i := 0; i < len(id); i++ {
+		c := id[i]
+		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '.' || c == '_' || c == '-') {
+			return fmt.Errorf("a device id consists of A-Z a-z 0-9 . _ - (found %q)", c)
+		}
+	}
+	return nil
+}
+
+// CheckNode reports why id is no node id: 1 to 63 of a-z 0-9 -
+func CheckNode(id string) error {
+	if id == "" || len(id) > MaxNodeID {
+		return fmt.Errorf("a node id has 1 to %d characters, this one has %d", MaxNodeID, len(id))
+	}
+	for i := 0; i < len(id); i++ {
+		c := id[i]
+		if !(c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-') {
+			return fmt.Errorf("a node id consists of a-z 0-9 - (found %q)", c)
+		}
+	}
+	return nil
+}
+
+// CheckCursor reports why c cannot be a cursor: 1 to 64 printable ASCII
+// characters. Whether it is one of a user's log only the log knows.
+func CheckCursor(c string) error {
+	if c == "" || len(c) > MaxCursor {
+		return fmt.Errorf("a cursor has 1 to %d characters, this one has %d", MaxCursor, len(c))
+	}
+	for i := 0; i < len(c); i++ {
+		if c[i] <= ' ' || c[i] > '~' {
+			return errors.New("a cursor consists of printable ASCII characters")
+		}
+	}
+	return nil
+}
+
+// PathUser takes the user id out of a request's raw (still encoded) path: what
+// stands behind prefix, up to suffix. It is decoded exactly once, so that
+// a%2Fb and a%252Fb are two users; an unencoded slash is no part of an id.
+func PathUser(u *url.URL, prefix, suffix string) (string, error) {
+	raw := u.EscapedPath()
+	raw, ok := strings.CutPrefix(raw, prefix)
+	if ok {
+		raw, ok = strings.CutSuffix(raw, suffix)
+	}
+	if !ok || strings.Contains(raw, "/") {
+		return "", errors.New("a / within a user id is written %2F in a path")
+	}
+	id, err := url.PathUnescape(raw)
+	if err != nil {
+		return "", errors.New("the user id in the path is not validly percent-encoded")
+	}
+	return id, CheckUser(id)
+}
