@@ -1,0 +1,203 @@
+// Package cluster is the control plane over NATS: heartbeats, the published
+// ring and keys, and, in locators, the keeper that decides who is in the ring.
+// Nothing of the data path waits for it: everyone keeps the last ring and the
+// keys in memory and goes on with them while NATS is away.
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Options of a connection to NATS.
+type Options struct {
+	URL       string // one or several, comma-separated
+	Token     string
+	CredsFile string
+	InProcess nats.InProcessConnProvider // instead of a URL: the embedded server
+	Cluster   string
+	Name      string // shown in the server's connection list
+	Log       *slog.Logger
+}
+
+// Conn is a participant's connection to NATS. It is made at once and connects,
+// and reconnects, by itself for ever.
+type Conn struct {
+	cluster  string
+	embedded bool
+	log      *slog.Logger
+	nc       *nats.Conn
+	js       jetstream.JetStream
+
+	mu   sync.Mutex
+	onUp []func()
+	kvs  map[string]jetstream.KeyValue
+}
+
+// requestTimeout bounds each call to JetStream.
+const requestTimeout = 2 * time.Second
+
+// Connect returns a connection that may not be up yet. The error is one of the
+// options only.
+func Connect(o Options) (*Conn, error) {
+	c := &Conn{cluster: o.Cluster, embedded: o.InProcess != nil, log: o.Log, kvs: map[string]jetstream.KeyValue{}}
+	opts := []nats.Option{
+		nats.Name(o.Name),
+		nats.RetryOnFailedConnect(true),
+		nats.MaxReconnects(-1),
+		nats.ReconnectWait(250 * time.Millisecond),
+		nats.ReconnectJitter(100*time.Millisecond, 100*time.Millisecond),
+		// A half-open connection is found in 4 to 6 s, not in minutes.
+		nats.PingInterval(2 * time.Second),
+		nats.MaxPingsOutstanding(2),
+		nats.Timeout(2 * time.Second),
+		// Nothing is kept for later: an old heartbeat is worse than none.
+		nats.ReconnectBufSize(-1),
+		// An inbox of its own, which NATS permissions can then keep others out of.
+		nats.CustomInboxPrefix(nats.NewInbox()),
+		nats.ConnectHandler(func(*nats.Conn) { c.up("connected to NATS") }),
+		nats.ReconnectHandler(func(*nats.Conn) { c.up("connected to NATS again") }),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil {
+				c.log.Warn("NATS is away; going on with the last ring", "event", "nats_down", "error", err)
+			}
+		}),
+		nats.ErrorHandler(func(_ *nats.Conn, s *nats.Subscription, err error) {
+			subject := ""
+			if s != nil {
+				subject = s.Subject
+			}
+			c.log.Error("NATS reports an error", "event", "nats_error", "error", err, "subject", subject)
+		}),
+	}
+	if o.Token != "" {
+		opts = append(opts, nats.Token(o.Token))
+	}
+	if o.CredsFile != "" {
+		opts = append(opts, nats.UserCredentials(o.CredsFile))
+	}
+	if o.InProcess != nil {
+		opts = append(opts, nats.InProcessServer(o.InProcess))
+	}
+	if o.CredsFile != "" {
+		if _, err := os.Stat(o.CredsFile); err != nil {
+			return nil, fmt.Errorf("DIALRING_NATS_CREDS: %w", err)
+		}
+	}
+	nc, err := nats.Connect(o.URL, opts...)
+	if err != nil {
+		return nil, errors.New("DIALRING_NATS_URL cannot be used: it must be like nats://host:4222, several separated by commas") // err would show a password in it
+	}
+	c.mu.Lock() // a handler may already run
+	c.nc = nc
+	c.mu.Unlock()
+	if c.js, err = jetstream.New(nc, jetstream.WithDefaultTimeout(requestTimeout)); err != nil {
+		nc.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// Close ends the connection; what was published before is flushed.
+func (c *Conn) Close() {
+	if c.nc.IsConnected() {
+		_ = c.nc.FlushTimeout(time.Second)
+	}
+	c.nc.Close()
+}
+
+// Up tells whether NATS is connected now.
+func (c *Conn) Up() bool { return c.nc.IsConnected() }
+
+// OnUp calls f, which must not block, at each connect and reconnect from now on.
+func (c *Conn) OnUp(f func()) {
+	c.mu.Lock()
+	c.onUp = append(c.onUp, f)
+	c.mu.Unlock()
+	if c.nc.IsConnected() {
+		f()
+	}
+}
+
+func (c *Conn) up(msg string) {
+	c.mu.Lock()
+	fs := c.onUp[:len(c.onUp):len(c.onUp)]
+	nc := c.nc
+	c.mu.Unlock()
+	url := ""
+	if nc != nil {
+		if url = "embedded"; !c.embedded {
+			url = nc.ConnectedUrlRedacted()
+		}
+	}
+	c.log.Info(msg, "event", "nats_up", "url", url)
+	for _, f := range fs {
+		f()
+	}
+}
+
+func (c *Conn) subject(s string) string { return c.cluster + "." + s }
+
+// publish sends b on a subject of the cluster if NATS is there now.
+func (c *Conn) publish(subject string, b []byte) {
+	if c.nc.IsConnected() {
+		_ = c.nc.Publish(c.subject(subject), b) // the reconnect handlers make good what was missed
+	}
+}
+
+// subscribe calls f with each message until ctx ends. It survives reconnects.
+func (c *Conn) subscribe(ctx context.Context, subject string, f func(m *nats.Msg)) error {
+	s, err := c.nc.Subscribe(c.subject(subject), f)
+	if err != nil {
+		return err
+	}
+	context.AfterFunc(ctx, func() { _ = s.Unsubscribe() })
+	return nil
+}
+
+// bucket opens, and if create is set makes, a KV bucket of the cluster. In a
+// NATS cluster it has three replicas.
+func (c *Conn) bucket(ctx context.Context, name string, cfg *jetstream.KeyValueConfig) (jetstream.KeyValue, error) {
+	c.mu.Lock()
+	kv := c.kvs[name]
+	c.mu.Unlock()
+	if kv != nil {
+		return kv, nil
+	}
+	full := c.cluster + "_" + name // a cluster's name has no underscore: no two clusters share a bucket
+	kv, err := c.js.KeyValue(ctx, full)
+	if errors.Is(err, jetstream.ErrBucketNotFound) && cfg != nil {
+		conf := *cfg
+		conf.Bucket, conf.Storage = full, jetstream.FileStorage
+		if c.nc.ConnectedClusterName() != "" {
+			conf.Replicas = 3
+		}
+		kv, err = c.js.CreateKeyValue(ctx, conf)
+		if errors.Is(err, jetstream.ErrBucketExists) { // another was faster
+			kv, err = c.js.KeyValue(ctx, full)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("NATS bucket %s: %w", full, err)
+	}
+	c.mu.Lock()
+	c.kvs[name] = kv
+	c.mu.Unlock()
+	return kv, nil
+}
+
+// forget makes the next bucket call open it anew: after an error it may be
+// gone, with all the store had.
+func (c *Conn) forget(name string) {
+	c.mu.Lock()
+	delete(c.kvs, name)
+	c.mu.Unlock()
+}
