@@ -1,0 +1,161 @@
+// Package peer carries calls from locators (and other nodes) to a node: over
+// one TCP connection for each pair, which starts as an HTTP upgrade with a
+// signed token for that node and then carries batches of calls and replies.
+//
+//	caller                                            node
+//	  | GET /v1/peer/link, Upgrade: dialring-peer/1     |
+//	  | Authorization: Bearer <peer token>              |
+//	  |------------------------------------------------>|
+//	  |<------------------------------------------- 101 |
+//	  | batch{epoch, hash, calls}                       |
+//	  |------------------------------------------------>|
+//	  |<------- replies{epoch, hash, opens the gate, …} |   all, or after 5 ms
+//	  |<------- replies{…}                              |   those that took longer
+//
+// The next batch collects while one is under way, and half a millisecond longer
+// when there is much to send: an idle link sends a call at once, a busy one
+// sends many together. A request through net/http for each
+// batch would cost both sides more.
+package peer
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/dialring/dialring/internal/wire"
+)
+
+// Path and Protocol of the upgrade.
+const (
+	Path     = "/v1/peer/link"
+	Protocol = "dialring-peer/1"
+)
+
+// Frames on a link: 4 bytes length of what follows, 1 byte type, then
+// the ring's epoch (uvarint) and hash (4 bytes), then the type's own.
+const (
+	frameBatch   = 1 // uvarint count, calls
+	frameReplies = 2 // 1 byte flags, uvarint count, replies
+
+	headerBytes = 5
+	// MaxFrame bounds a frame: a batch holds at most batchBytes, or one call.
+	MaxFrame   = 4 << 20
+	batchBytes = 512 << 10
+	batchCalls = 1024
+)
+
+// Op is what a call asks for.
+type Op byte
+
+const (
+	OpPush Op = iota + 1
+	OpBroadcast
+)
+
+// Status of a reply.
+type Status byte
+
+const (
+	StatusOK          Status = iota
+	StatusMisdirected        // the node does not own the user; the frame's epoch says by which ring
+	StatusBad                // the call is not one that the node understands
+)
+
+// Flags.
+const (
+	flagJSON  = 1 // of a call: the body is JSON
+	flagFirst = 1 // of replies: the next batch may come
+)
+
+// Reply is what a node answers to a call.
+type Reply struct {
+	Status    Status
+	Delivered int
+}
+
+var errFrame = errors.New("malformed frame on a peer link")
+
+func appendHeader(b []byte, typ byte, ref wire.RingRef) []byte {
+	b = append(b, 0, 0, 0, 0, typ)
+	b = binary.AppendUvarint(b, ref.Epoch)
+	var h [4]byte
+	_, _ = hex.Decode(h[:], []byte(ref.Hash)) // an empty ring has none: zeros
+	return append(b, h[:]...)
+}
+
+// finish fills in the length of the frame that starts at b[0].
+func finish(b []byte) []byte {
+	binary.BigEndian.PutUint32(b, uint32(len(b)-4))
+	return b
+}
+
+func appendBytes[T ~string | ~[]byte](b []byte, v T) []byte {
+	b = binary.AppendUvarint(b, uint64(len(v)))
+	return append(b, v...)
+}
+
+// readFrame reads a frame whole. The slice is the caller's.
+func readFrame(r io.Reader) (typ byte, body []byte, err error) {
+	var h [headerBytes]byte
+	if _, err := io.ReadFull(r, h[:]); err != nil {
+		return 0, nil, err
+	}
+	n := binary.BigEndian.Uint32(h[:])
+	if n < 1 || n > MaxFrame {
+		return 0, nil, fmt.Errorf("%w: %d bytes", errFrame, n)
+	}
+	body = make([]byte, n-1)
+	_, err = io.ReadFull(r, body)
+	return h[4], body, err
+}
+
+// reader takes values off a frame's body; the first one that is not there sets
+// bad, and all after it are zero.
+type reader struct {
+	b   []byte
+	bad bool
+}
+
+func (r *reader) uvarint() uint64 {
+	v, n := binary.Uvarint(r.b)
+	if n <= 0 {
+		r.bad, r.b = true, nil
+		return 0
+	}
+	r.b = r.b[n:]
+	return v
+}
+
+func (r *reader) byte() byte {
+	if len(r.b) == 0 {
+		r.bad = true
+		return 0
+	}
+	v := r.b[0]
+	r.b = r.b[1:]
+	return v
+}
+
+func (r *reader) bytes() []byte { return r.take(r.uvarint()) }
+
+func (r *reader) take(n uint64) []byte {
+	if n > uint64(len(r.b)) {
+		r.bad, r.b = true, nil
+		return nil
+	}
+	v := r.b[:n:n]
+	r.b = r.b[n:]
+	return v
+}
+
+func (r *reader) ref() wire.RingRef {
+	e := r.uvarint()
+	h := r.take(4)
+	if r.bad || e == 0 {
+		return wire.RingRef{}
+	}
+	return wire.RingRef{Epoch: e, Hash: hex.EncodeToString(h)}
+}
