@@ -1,0 +1,199 @@
+package wsnode
+
+import (
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/dialring/dialring/internal/cluster"
+	"github.com/dialring/dialring/internal/config"
+	"github.com/dialring/dialring/internal/ring"
+	"github.com/dialring/dialring/internal/wire"
+)
+
+// Config is a node's settings. The zero value of a field means its default;
+// the program cmd/wsnode reads each from the environment, by the name in its
+// tag behind DIALRING_.
+type Config struct {
+	NATSURL   string        `env:"NATS_URL" default:"nats://127.0.0.1:4222" desc:"NATS servers, separated by commas"`
+	NATSToken config.Secret `env:"NATS_TOKEN" desc:"token for NATS"`
+	NATSCreds string        `env:"NATS_CREDS" desc:"credentials file for NATS, instead of a token"`
+	Cluster   string        `env:"CLUSTER" default:"dialring" desc:"name of the cluster; two of them on one NATS never mix"`
+
+	NodeID      string `env:"NODE_ID" desc:"id of this node, the same after a restart; default: the host name"`
+	NodeURL     string `env:"NODE_URL" desc:"ws or wss URL that clients are given; required unless in development mode"`
+	PeerURL     string `env:"PEER_URL" desc:"http or https URL where locators and nodes reach this node; required unless in development mode"`
+	Listen      string `env:"LISTEN" default:":8090" desc:"address for clients"`
+	PeerListen  string `env:"PEER_LISTEN" default:":8092" desc:"address for locators and nodes"`
+	AdminListen string `env:"ADMIN_LISTEN" default:"127.0.0.1:8091" desc:"address for metrics, health and, on loopback, profiles"`
+
+	Weight       int           `env:"WEIGHT" default:"1" desc:"share of the ring, 1 to 64"`
+	AcceptRate   int           `env:"ACCEPT_RATE" default:"500" desc:"handshakes a second that it asks others to send at most (announced; locators do not heed it yet)"`
+	MoveDeadline time.Duration `env:"MOVE_DEADLINE" default:"20s" desc:"how long a session that was told to move may stay (sessions are not moved yet)"`
+	DrainTimeout time.Duration `env:"DRAIN_TIMEOUT" default:"60s" desc:"longest time from SIGTERM until it closes its sessions"`
+
+	MaxSessionsPerUser int    `env:"MAX_SESSIONS_PER_USER" default:"16" desc:"sessions of one user at a time"`
+	DevicePolicy       string `env:"DEVICE_POLICY" default:"replace" desc:"second connection of a device: replace, allow or reject"`
+	SessionPolicy      string `env:"SESSION_POLICY" default:"oldest" desc:"past the limit of sessions: close the oldest, or refuse the newest"`
+	SessionQueueBytes  int    `env:"SESSION_QUEUE_BYTES" default:"1048576" desc:"bytes that may wait for a slow session before it is closed"`
+	MaxMessageBytes    int    `env:"MAX_MESSAGE_BYTES" default:"65536" desc:"largest pushed body"`
+
+	InboxMaxMessages int           `env:"INBOX_MAX_MESSAGES" default:"1000" desc:"stored messages kept for each user (durable pushes are not available yet)"`
+	InboxMaxAge      time.Duration `env:"INBOX_MAX_AGE" default:"72h" desc:"how long stored messages are kept (durable pushes are not available yet)"`
+
+	RatePerAddress int      `env:"RATE_PER_ADDRESS" default:"50" desc:"dials a second and address, bursts of four times that; off in development mode; -1: no limit"`
+	AllowedOrigins []string `env:"ALLOWED_ORIGINS" desc:"origins of browser pages that may connect, separated by commas"`
+
+	Dev       string `env:"DEV" default:"false" desc:"true: development mode, on loopback only; insecure: also beyond it"`
+	LogLevel  string `env:"LOG_LEVEL" default:"info" desc:"debug, info, warn or error"`
+	LogFormat string `env:"LOG_FORMAT" default:"text" desc:"text or json"`
+
+	// PingInterval is the time between WebSocket pings; default 25 s. Two
+	// unanswered ones end a session.
+	PingInterval time.Duration
+	// Log takes the node's log; default slog.Default.
+	Log *slog.Logger
+
+	dev bool
+}
+
+// complete puts the defaults in and checks everything that can be checked
+// without I/O. Its errors name the setting and say what to do.
+func (c *Config) complete() error {
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	if c.PingInterval == 0 {
+		c.PingInterval = 25 * time.Second
+	}
+	var err error
+	if c.dev, _, err = config.Dev(c.Dev); err != nil {
+		return err
+	}
+	for _, l := range []struct {
+		name string
+		addr *string
+		def  string
+	}{{"LISTEN", &c.Listen, ":8090"}, {"PEER_LISTEN", &c.PeerListen, ":8092"}, {"ADMIN_LISTEN", &c.AdminListen, "127.0.0.1:8091"}} {
+		if err := config.Listen(l.name, l.addr, l.def, c.Dev); err != nil {
+			return err
+		}
+	}
+	if err := config.Defaults(c); err != nil {
+		return err
+	}
+	if c.NATSToken != "" && c.NATSCreds != "" {
+		return config.Errorf("DIALRING_NATS_TOKEN and DIALRING_NATS_CREDS are both set; NATS takes one of them, so unset the other")
+	}
+	if err := config.Cluster(c.Cluster); err != nil {
+		return err
+	}
+	if c.NATSURL != "" {
+		if err := config.NATSURL(c.NATSURL); err != nil {
+			return err
+		}
+	}
+	if c.NodeID == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return config.Errorf("the host name is unknown (%v): set DIALRING_NODE_ID", err)
+		}
+		c.NodeID = nodeID(host)
+	}
+	if err := wire.CheckNode(c.NodeID); err != nil {
+		return config.Errorf("DIALRING_NODE_ID: %v", err)
+	}
+	for name, v := range map[string]struct{ v, from, to int }{
+		"WEIGHT":                {c.Weight, 1, ring.MaxWeight},
+		"ACCEPT_RATE":           {c.AcceptRate, 1, 1_000_000},
+		"MAX_SESSIONS_PER_USER": {c.MaxSessionsPerUser, 1, 10_000},
+		"MAX_MESSAGE_BYTES":     {c.MaxMessageBytes, 1, 1 << 20},
+		"SESSION_QUEUE_BYTES":   {c.SessionQueueBytes, 1 << 10, 1 << 30},
+		"INBOX_MAX_MESSAGES":    {c.InboxMaxMessages, 1, 1_000_000},
+	} {
+		if err := config.Range(name, v.v, v.from, v.to); err != nil {
+			return err
+		}
+	}
+	for name, d := range map[string]time.Duration{"MOVE_DEADLINE": c.MoveDeadline, "DRAIN_TIMEOUT": c.DrainTimeout, "INBOX_MAX_AGE": c.InboxMaxAge} {
+		if d < time.Second {
+			return config.Errorf("DIALRING_%s is %s; it must be at least 1s", name, d)
+		}
+	}
+	if c.SessionQueueBytes < c.MaxMessageBytes*3/2 {
+		return config.Errorf("DIALRING_SESSION_QUEUE_BYTES (%d) does not hold one message of DIALRING_MAX_MESSAGE_BYTES (%d) in its frame: make it at least %d", c.SessionQueueBytes, c.MaxMessageBytes, c.MaxMessageBytes*3/2)
+	}
+	if err := config.OneOf("DEVICE_POLICY", c.DevicePolicy, "replace", "allow", "reject"); err != nil {
+		return err
+	}
+	if err := config.OneOf("SESSION_POLICY", c.SessionPolicy, "oldest", "newest"); err != nil {
+		return err
+	}
+	if c.AllowedOrigins, err = config.Origins(c.AllowedOrigins); err != nil {
+		return err
+	}
+	if !c.dev {
+		if c.NodeURL == "" {
+			return config.Errorf("DIALRING_NODE_URL is required: the ws:// or wss:// URL under which clients reach this node (or DIALRING_DEV=true to try things on this machine)")
+		}
+		if c.PeerURL == "" {
+			return config.Errorf("DIALRING_PEER_URL is required: the http:// or https:// URL under which locators reach this node (or DIALRING_DEV=true to try things on this machine)")
+		}
+	}
+	return c.checkURLs()
+}
+
+// checkURLs checks the advertised addresses that are given.
+func (c *Config) checkURLs() error {
+	if c.NodeURL != "" {
+		if err := cluster.CheckAddress(c.NodeURL, c.dev, "ws", "wss"); err != nil {
+			return config.Errorf("DIALRING_NODE_URL: %v", err)
+		}
+		if u, err := url.Parse(c.NodeURL); err == nil && (u.Path == "" || u.Path == "/") {
+			c.NodeURL = u.JoinPath(pathWS).String()
+		}
+	}
+	if c.PeerURL != "" {
+		if err := cluster.CheckAddress(c.PeerURL, c.dev, "http", "https"); err != nil {
+			return config.Errorf("DIALRING_PEER_URL: %v", err)
+		}
+	}
+	return nil
+}
+
+// advertise fills in the addresses that development mode derives from the
+// listeners.
+func (c *Config) advertise(public, peer net.Addr) {
+	if c.NodeURL == "" {
+		c.NodeURL = "ws://" + reachable(public) + pathWS
+	}
+	if c.PeerURL == "" {
+		c.PeerURL = "http://" + reachable(peer)
+	}
+}
+
+// reachable replaces the unspecified address by loopback.
+func reachable(a net.Addr) string {
+	host, port, err := net.SplitHostPort(a.String())
+	if err != nil {
+		return a.String()
+	}
+	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return net.JoinHostPort(host, port)
+}
+
+// nodeID makes a host name a node id.
+func nodeID(host string) string {
+	id := strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
+			return r
+		}
+		return '-'
+	}, strings.ToLower(host))
+	return id[:min(len(id), wire.MaxNodeID)]
+}

@@ -1,0 +1,122 @@
+package wsnode
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/lxzan/gws"
+)
+
+// lingerTime is how long a closed connection is read on for, so that the peer
+// gets to see the close frame: closing a socket with unread bytes resets it,
+// and the reset overtakes what was sent.
+const lingerTime = time.Second
+
+// lingering is a session's connection. gws reads from it and writes the close
+// frame; all other frames are the session's own, encoded once for all sessions
+// of a push and written without a goroutine as long as the socket takes them:
+// gws's own write blocks for ever when the peer does not read, and a goroutine
+// for each write made a push cost the node a fifth more.
+//
+// Its Close ends only the writing side at first. The reader goes on until the
+// peer has closed too, or for lingerTime, and then calls finish.
+type lingering struct {
+	net.Conn
+	raw    syscall.RawConn // nil where there is none: TLS
+	closed atomic.Bool
+	// partial: the beginning of a frame was written and its rest waits.
+	// Nothing else may be written then.
+	partial atomic.Bool
+}
+
+func newLingering(c net.Conn) *lingering {
+	l := &lingering{Conn: c}
+	if t, ok := c.(*net.TCPConn); ok {
+		l.raw, _ = t.SyscallConn()
+	}
+	return l
+}
+
+var errPartial = errors.New("a frame is half written")
+
+// Write is gws's.
+func (c *lingering) Write(b []byte) (int, error) {
+	if c.partial.Load() {
+		return 0, errPartial
+	}
+	return c.Conn.Write(b)
+}
+
+// writeAll writes the rest of a frame that writeNow began, and what follows. It
+// waits for the peer, up to the write deadline.
+func (c *lingering) writeAll(bufs net.Buffers) error {
+	_, err := bufs.WriteTo(c.Conn)
+	if err == nil {
+		c.partial.Store(false)
+	}
+	return err
+}
+
+// maxHeader is the longest header of a frame to a client (RFC 6455, 5.2; they
+// are not masked).
+const maxHeader = 10
+
+// headed turns b, which has maxHeader free bytes in front of a payload, into a
+// frame.
+func headed(op gws.Opcode, b []byte) []byte {
+	n := len(b) - maxHeader
+	start := maxHeader - 2
+	switch {
+	case n < 126:
+		b[start+1] = byte(n)
+	case n < 1<<16:
+		start -= 2
+		b[start+1] = 126
+		binary.BigEndian.PutUint16(b[start+2:], uint16(n))
+	default:
+		start -= 8
+		b[start+1] = 127
+		binary.BigEndian.PutUint64(b[start+2:], uint64(n))
+	}
+	b[start] = 0x80 | byte(op) // final
+	return b[start:]
+}
+
+// frame makes a frame of a payload.
+func frame(op gws.Opcode, payload []byte) []byte {
+	return headed(op, append(make([]byte, maxHeader, maxHeader+len(payload)), payload...))
+}
+
+// Close says goodbye: no more is written, and reading ends soon.
+func (c *lingering) Close() error {
+	if c.closed.Swap(true) {
+		return nil
+	}
+	_ = c.Conn.SetReadDeadline(time.Now().Add(lingerTime))
+	if cw, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return cw.CloseWrite()
+	}
+	return c.Conn.Close()
+}
+
+// abort closes at once and drops what the peer did not take.
+func (c *lingering) abort() {
+	c.closed.Store(true)
+	if t, ok := c.Conn.(*net.TCPConn); ok {
+		_ = t.SetLinger(0)
+	}
+	_ = c.Conn.Close()
+}
+
+// finish is the reader's last call: it reads what the peer still sends, within
+// bounds, and closes.
+func (c *lingering) finish() {
+	_ = c.Close()
+	_, _ = io.CopyN(io.Discard, c.Conn, 1<<20)
+	_ = c.Conn.Close()
+}

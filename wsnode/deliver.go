@@ -1,0 +1,130 @@
+package wsnode
+
+import (
+	"context"
+	"time"
+
+	"github.com/lxzan/gws"
+
+	"github.com/dialring/dialring/internal/peer"
+	"github.com/dialring/dialring/internal/ring"
+	"github.com/dialring/dialring/internal/wire"
+)
+
+// handle takes a batch of calls from a locator. Sessions are written to by
+// goroutines of their own, so nothing here waits, unless the caller goes by a
+// newer ring than this node: then the batch waits for that, aside.
+func (n *Node) handle(b *peer.Batch) {
+	n.metrics.batches.Inc()
+	if n.wasStopped() || b.Dropped() {
+		// This process was stopped and goes on: who sent this has given up on it
+		// and perhaps been told so. It must not be carried out now.
+		n.log.Warn("a batch of calls is dropped: this process did not run for a while", "event", "stale_batch", "calls", len(b.Calls))
+		b.Drop()
+		return
+	}
+	cur := n.rings.Current()
+	if b.Ring.Epoch > cur.Epoch {
+		n.tasks.Go(func() {
+			ctx, cancel := context.WithTimeout(n.ctx, catchUp)
+			defer cancel()
+			n.rings.WaitEpoch(ctx, b.Ring.Epoch)
+			n.carryOut(b, n.rings.Current())
+		})
+		return
+	}
+	n.carryOut(b, cur)
+}
+
+func (n *Node) carryOut(b *peer.Batch, cur *ring.Ring) {
+	if b.Ring.Epoch == cur.Epoch && b.Ring.Hash != cur.Hash {
+		n.log.Error("a caller has another ring of the same epoch", "event", "ring_conflict", "epoch", cur.Epoch, "hash", cur.Hash, "theirs", b.Ring.Hash)
+		n.rings.Refresh()
+	}
+	stamp := wire.Stamp(time.Now())
+	for i := range b.Calls {
+		in := &b.Calls[i]
+		switch in.Op {
+		case peer.OpPush:
+			n.push(in, cur, stamp)
+		case peer.OpBroadcast:
+			n.broadcast(in, stamp)
+		default:
+			in.Reply(peer.Reply{Status: peer.StatusBad})
+		}
+	}
+}
+
+// push writes a message to the user's sessions.
+func (n *Node) push(in *peer.In, cur *ring.Ring, stamp string) {
+	u, sessions := n.hub.find(in.User)
+	if !n.owns(u, in.User, cur) {
+		n.metrics.misdirected.Inc()
+		in.Reply(peer.Reply{Status: peer.StatusMisdirected})
+		return
+	}
+	n.metrics.pushes.Inc()
+	count := len(sessions)
+	if len(in.Device) > 0 {
+		count = 0
+		for _, s := range sessions {
+			if s.device == string(in.Device) {
+				count++
+			}
+		}
+	}
+	if count == 0 {
+		in.Reply(peer.Reply{})
+		return
+	}
+	f := message(in, stamp)
+	p := &push{answer: func(delivered int) { in.Reply(peer.Reply{Delivered: delivered}) }}
+	p.left.Store(int32(count))
+	for _, s := range sessions {
+		if len(in.Device) == 0 || s.device == string(in.Device) {
+			s.send(outgoing{frame: f, push: p})
+		}
+	}
+}
+
+// owns tells whether this node owns a user by ring cur. For users who are here
+// the answer is remembered with the ring it was found by.
+func (n *Node) owns(u *user, id []byte, cur *ring.Ring) bool {
+	if u != nil && u.owned.Load() == cur {
+		return true
+	}
+	o, ok := cur.Owner(string(id))
+	if !ok || o.ID != n.cfg.NodeID {
+		return false
+	}
+	if u != nil {
+		u.owned.Store(cur)
+	}
+	return true
+}
+
+// wasStopped tells whether the process has just not run for longer than callers
+// wait for it: the sweep is overdue.
+func (n *Node) wasStopped() bool {
+	return time.Since(n.start)-time.Duration(n.sweptAt.Load()) > stoppedAfter
+}
+
+// broadcast writes a message to every session of the node.
+func (n *Node) broadcast(in *peer.In, stamp string) {
+	n.tasks.Go(func() {
+		f := message(in, stamp)
+		p := &push{answer: func(delivered int) { in.Reply(peer.Reply{Delivered: delivered}) }}
+		p.left.Store(1) // this loop itself
+		n.hub.each(func(s *session) {
+			p.left.Add(1)
+			s.send(outgoing{frame: f, push: p})
+		})
+		p.wrote(false)
+	})
+}
+
+// message is the frame of a push, made once for all sessions.
+func message(in *peer.In, stamp string) []byte {
+	b := make([]byte, maxHeader, maxHeader+len(in.Body)*4/3+128)
+	return headed(gws.OpcodeText, wire.AppendMessage(b, in.ID, stamp, in.Body, in.JSON))
+}

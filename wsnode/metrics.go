@@ -1,0 +1,43 @@
+package wsnode
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+)
+
+// metrics are what the node counts.
+type metrics struct {
+	registry    *prometheus.Registry
+	handshakes  *prometheus.CounterVec
+	closes      *prometheus.CounterVec
+	slowCloses  prometheus.Counter
+	pushes      prometheus.Counter
+	misdirected prometheus.Counter
+	batches     prometheus.Counter
+}
+
+func (n *Node) newMetrics() *metrics {
+	m := &metrics{
+		registry:    prometheus.NewRegistry(),
+		handshakes:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "dialring_handshakes_total", Help: "Dials by result: the HTTP status, or failed."}, []string{"result"}),
+		closes:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "dialring_session_closes_total", Help: "Sessions that the node closed, by reason."}, []string{"reason"}),
+		slowCloses:  prometheus.NewCounter(prometheus.CounterOpts{Name: "dialring_slow_writes_total", Help: "Connections ended because a write to them took too long."}),
+		pushes:      prometheus.NewCounter(prometheus.CounterOpts{Name: "dialring_pushes_total", Help: "Pushes to users of this node."}),
+		batches:     prometheus.NewCounter(prometheus.CounterOpts{Name: "dialring_peer_batches_total", Help: "Batches of calls from locators; pushes over batches is their mean size."}),
+		misdirected: prometheus.NewCounter(prometheus.CounterOpts{Name: "dialring_misdirected_total", Help: "Pushes for users that this node does not own."}),
+	}
+	gauge := func(name, help string, f func() float64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
+	}
+	m.registry.MustRegister(m.handshakes, m.closes, m.slowCloses, m.pushes, m.misdirected, m.batches,
+		gauge("dialring_sessions", "Open sessions.", func() float64 { return float64(n.hub.sessions.Load()) }),
+		gauge("dialring_ring_epoch", "Epoch of the ring that this process goes by.", func() float64 { return float64(n.rings.Current().Epoch) }),
+		gauge("dialring_nats_up", "1 while NATS is connected.", func() float64 {
+			if n.nats.Up() {
+				return 1
+			}
+			return 0
+		}),
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}

@@ -1,0 +1,35 @@
+//go:build unix
+
+package wsnode
+
+import "syscall"
+
+// writeNow writes what the socket takes at once, in one system call, and does
+// not wait for more. n < len(b) without an error: the rest must be written
+// before anything else.
+func (c *lingering) writeNow(b []byte) (n int, err error) {
+	if c.raw == nil {
+		return 0, nil
+	}
+	var werr error
+	err = c.raw.Write(func(fd uintptr) bool {
+		for {
+			n, werr = syscall.Write(int(fd), b)
+			if werr != syscall.EINTR {
+				return true
+			}
+		}
+	})
+	switch {
+	case err != nil:
+		return 0, err
+	case werr == syscall.EAGAIN:
+		return 0, nil
+	case werr != nil:
+		return 0, werr
+	}
+	if n > 0 && n < len(b) {
+		c.partial.Store(true)
+	}
+	return n, nil
+}

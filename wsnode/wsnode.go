@@ -1,0 +1,251 @@
+// Package wsnode is a node: it holds the WebSocket sessions of the users that
+// the ring gives it and writes the pushes for them. cmd/wsnode is the program.
+//
+//	n, err := wsnode.New(wsnode.Config{Dev: "true"})
+//	if err != nil { ... }
+//	err = n.Run(ctx)
+package wsnode
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/labstack/echo/v4"
+	"github.com/lxzan/gws"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/dialring/dialring/internal/cluster"
+	"github.com/dialring/dialring/internal/httpd"
+	"github.com/dialring/dialring/internal/peer"
+	"github.com/dialring/dialring/internal/ticket"
+	"github.com/dialring/dialring/internal/wire"
+)
+
+// Node is one node of a cluster. Make it with New; Run runs it, once.
+type Node struct {
+	cfg    Config
+	log    *slog.Logger
+	boot   string
+	signer *ticket.Signer
+	start  time.Time
+
+	hub         *hub
+	limiter     *httpd.Limiter
+	origins     httpd.Origins
+	upgrader    *gws.Upgrader
+	maxSessions int64
+	pingEvery   int64 // seconds of the sweep's clock
+
+	// Set by Run, before anything is served.
+	ctx      context.Context
+	nats     *cluster.Conn
+	rings    *cluster.Rings
+	keys     *cluster.Keys
+	verifier *ticket.Verifier
+	links    *peer.Server
+	metrics  *metrics
+
+	draining atomic.Bool
+	sweptAt  atomic.Int64 // since start
+	admitted atomic.Int64 // sessions, ever
+	joined   atomic.Bool  // was in the ring with this boot id
+	// admission guards closed, and adding to readers: sessions from their
+	// admission until their connection has ended.
+	admission sync.Mutex
+	closed    bool
+	readers   sync.WaitGroup
+	tasks     sync.WaitGroup
+	beatNow   chan struct{}
+
+	listening chan struct{}
+	addrs     Addrs
+}
+
+// Addrs are the addresses on which a running node listens.
+type Addrs struct{ Listen, Peer, Admin string }
+
+// New checks the settings and returns a node that does nothing yet. The error
+// says which setting to change, and how.
+func New(cfg Config) (*Node, error) {
+	if err := cfg.complete(); err != nil {
+		return nil, err
+	}
+	n := &Node{cfg: cfg, signer: ticket.NewSigner(), boot: newSessionID(), start: time.Now(), hub: newHub(), beatNow: make(chan struct{}, 1), listening: make(chan struct{})}
+	n.log = cfg.Log.With("node", cfg.NodeID)
+	n.origins = httpd.Origins{Allowed: cfg.AllowedOrigins, Dev: cfg.dev}
+	rate := cfg.RatePerAddress
+	if cfg.dev {
+		rate = 0
+	}
+	n.limiter = httpd.NewLimiter(rate)
+	n.maxSessions = sessionLimit()
+	n.pingEvery = max(1, int64(cfg.PingInterval/sweepInterval))
+	n.upgrader = gws.NewUpgrader(events{}, &gws.ServerOption{
+		NewSession:         func() gws.SessionStorage { return &holder{} },
+		SubProtocols:       []string{wire.Subprotocol},
+		CheckUtf8Enabled:   true,
+		ReadMaxPayloadSize: cfg.MaxMessageBytes + envelope,
+		// JSON text in base64 is the largest frame that goes out.
+		WriteMaxPayloadSize: 2*cfg.MaxMessageBytes + envelope,
+		ReadBufferSize:      readBuffer,
+		HandshakeTimeout:    writeTimeout,
+		Recovery:            func(gws.Logger) {}, // session.read recovers
+		Logger:              quiet{},
+	})
+	return n, nil
+}
+
+// quiet takes gws's own log: what it tells, the session's end tells too.
+type quiet struct{}
+
+func (quiet) Error(...any) {}
+
+// Addrs waits until the node listens and returns where.
+func (n *Node) Addrs(ctx context.Context) (Addrs, error) {
+	select {
+	case <-n.listening:
+		return n.addrs, nil
+	case <-ctx.Done():
+		return Addrs{}, ctx.Err()
+	}
+}
+
+// Run runs the node until ctx ends; then it leaves the ring, tells its clients
+// to go elsewhere, and returns nil. It returns an error if the node cannot
+// start, or if another process has taken its place. No goroutine is left.
+func (n *Node) Run(ctx context.Context) error {
+	public, err := net.Listen("tcp", n.cfg.Listen)
+	if err != nil {
+		return fmt.Errorf("%w: choose another DIALRING_LISTEN", err)
+	}
+	defer public.Close()
+	peers, err := net.Listen("tcp", n.cfg.PeerListen)
+	if err != nil {
+		return fmt.Errorf("%w: choose another DIALRING_PEER_LISTEN", err)
+	}
+	defer peers.Close()
+	admin, err := net.Listen("tcp", n.cfg.AdminListen)
+	if err != nil {
+		return fmt.Errorf("%w: choose another DIALRING_ADMIN_LISTEN", err)
+	}
+	defer admin.Close()
+	n.cfg.advertise(public.Addr(), peers.Addr())
+	n.addrs = Addrs{Listen: public.Addr().String(), Peer: peers.Addr().String(), Admin: admin.Addr().String()}
+
+	n.nats, err = cluster.Connect(cluster.Options{URL: n.cfg.NATSURL, Token: string(n.cfg.NATSToken), CredsFile: n.cfg.NATSCreds,
+		Cluster: n.cfg.Cluster, Name: "dialring node " + n.cfg.NodeID, Log: n.log})
+	if err != nil {
+		return err
+	}
+	defer n.nats.Close()
+	n.rings = cluster.NewRings(n.nats, n.log)
+	n.keys = cluster.NewKeys(n.nats, n.log, n.signer, "node:"+n.cfg.NodeID)
+	n.verifier = ticket.NewVerifier(n.cfg.NodeID, n.keys, maxUsedTickets)
+	n.links = &peer.Server{Handle: n.handle, Ring: func() wire.RingRef {
+		r := n.rings.Current()
+		return wire.RingRef{Epoch: r.Epoch, Hash: r.Hash}
+	}}
+	n.metrics = n.newMetrics()
+
+	// The control plane outlives ctx, so that the node can leave in order.
+	run, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	g, run := errgroup.WithContext(run)
+	n.ctx = run
+	g.Go(func() error { return n.rings.Run(run) })
+	g.Go(func() error { return n.keys.Run(run) })
+	g.Go(func() error { return n.beat(run) })
+	g.Go(func() error { return n.watchRing(run) })
+	n.sweptAt.Store(int64(time.Since(n.start)))
+	g.Go(func() error { n.sweep(run); return nil })
+	g.Go(func() error { return httpd.Serve(run, public, n.publicHandler(), n.log) })
+	g.Go(func() error { return httpd.Serve(run, peers, n.peerHandler(), n.log) })
+	g.Go(func() error { return httpd.Serve(run, admin, httpd.Admin(admin, n.ready, n.metrics.registry), n.log) })
+	if err := n.nats.OnLocatorBeat(run, func(b cluster.LocatorBeat) { n.keys.Saw(b.KID, b.Time) }); err != nil {
+		stop()
+		return errors.Join(err, g.Wait())
+	}
+	n.log.Info("listening", "event", "listening", "listen", n.addrs.Listen, "peer", n.addrs.Peer, "admin", n.addrs.Admin,
+		"url", n.cfg.NodeURL, "boot", n.boot)
+	close(n.listening)
+
+	select {
+	case <-ctx.Done():
+		n.leave(run)
+	case <-run.Done():
+	}
+	n.closeSessions(wire.CloseDraining)
+	stop()
+	err = g.Wait()
+	n.links.Close()
+	n.tasks.Wait()
+	n.readers.Wait()
+	return err
+}
+
+// maxUsedTickets bounds the memory for used tickets, to about 100 MiB; reached
+// at some 14,000 handshakes a second for over a minute.
+const maxUsedTickets = 1 << 20
+
+// publicHandler is what clients reach.
+func (n *Node) publicHandler() http.Handler {
+	e := httpd.New(n.log)
+	e.GET(pathWS, n.dialWS)
+	n.health(e)
+	return e
+}
+
+// peerHandler is what locators and nodes reach.
+func (n *Node) peerHandler() http.Handler {
+	e := httpd.New(n.log)
+	e.GET(peer.Path, n.link)
+	e.GET("/healthz", func(c echo.Context) error {
+		c.Response().Header().Set("Cache-Control", "no-store")
+		return c.JSON(http.StatusOK, cluster.Health{Node: n.cfg.NodeID, Boot: n.boot})
+	})
+	e.GET("/readyz", echo.WrapHandler(httpd.Readyz(n.ready)))
+	return e
+}
+
+func (n *Node) health(e *echo.Echo) {
+	e.GET("/healthz", echo.WrapHandler(http.HandlerFunc(httpd.Healthz)))
+	e.GET("/readyz", echo.WrapHandler(httpd.Readyz(n.ready)))
+}
+
+// link starts a peer link for a caller with a token for this node.
+func (n *Node) link(c echo.Context) error {
+	token, ok := httpd.Bearer(c.Request())
+	if !ok {
+		return wire.NewProblem(http.StatusUnauthorized, wire.CodeUnauthorized, "a peer token is missing")
+	}
+	from, err := n.verifier.Peer(token, time.Now())
+	if err != nil {
+		n.log.Warn("a peer call is refused", "event", "peer_refused", "remote", c.Request().RemoteAddr, "error", err)
+		return wire.NewProblem(http.StatusUnauthorized, wire.CodeUnauthorized, "the peer token is not valid")
+	}
+	n.log.Debug("peer link", "event", "peer_link", "from", from, "remote", c.Request().RemoteAddr)
+	return n.links.Upgrade(c.Response(), c.Request())
+}
+
+// ready says why clients should not be sent here.
+func (n *Node) ready() error {
+	switch {
+	case n.draining.Load():
+		return errors.New("draining")
+	case !n.inRing():
+		return errors.New("not in the ring yet")
+	}
+	return nil
+}
+
+func (n *Node) inRing() bool {
+	m, ok := n.rings.Current().Find(n.cfg.NodeID)
+	return ok && m.Boot == n.boot
+}
