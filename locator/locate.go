@@ -1,0 +1,193 @@
+package locator
+
+import (
+	"crypto/rand"
+	"encoding/base32"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/labstack/echo/v4"
+
+	"github.com/dialring/dialring/internal/httpd"
+	"github.com/dialring/dialring/internal/ring"
+	"github.com/dialring/dialring/internal/ticket"
+	"github.com/dialring/dialring/internal/wire"
+)
+
+const (
+	maxLocateBody = 16 << 10
+	maxFailed     = 16 // failed hints that are heeded
+)
+
+// userHandler answers a request of user, whose query is q.
+type userHandler func(c echo.Context, user string, q url.Values) error
+
+// asUser is what stands before everything that clients ask: it lets in pages of
+// allowed origins and addresses that do not ask too often, and finds out who
+// the user is.
+func (l *Locator) asUser(next userHandler) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		r := c.Request()
+		l.origins.CORS(c.Response().Header(), r)
+		if !l.origins.Allow(r) {
+			return wire.NewProblem(http.StatusForbidden, wire.CodeForbidden, "pages of this origin may not locate; DIALRING_ALLOWED_ORIGINS of the locator lists those that may")
+		}
+		if p := l.limiter.Check(r); p != nil {
+			return p
+		}
+		q, err := url.ParseQuery(r.URL.RawQuery)
+		if err != nil {
+			return badRequest("the query cannot be read: it is not validly percent-encoded")
+		}
+		user, p := l.userOf(r, q)
+		if p != nil {
+			return p
+		}
+		return next(c, user, q)
+	}
+}
+
+// locate tells a client which node owns its user. Nothing on this path does
+// I/O: the ring and the keys are in memory.
+func (l *Locator) locate(c echo.Context, user string, q url.Values) error {
+	r := c.Request()
+	req, p := locateRequest(r, q)
+	if p != nil {
+		return p
+	}
+	for _, id := range req.Failed {
+		l.keeper.Failed(id)
+	}
+	cur := l.rings.Current()
+	owner, ok := cur.Owner(user)
+	if !ok {
+		return noNodes()
+	}
+	t := l.signer.Ticket(ticket.Ticket{User: user, Device: req.Device, Node: owner.ID, Epoch: cur.Epoch}, time.Now())
+	l.metrics.locates.Inc()
+	c.Response().Header()["Cache-Control"] = noStore
+	return httpd.JSON(c.Response(), appendLocate(make([]byte, 0, 1024), user, req.Device, owner, t, cur))
+}
+
+func badRequest(format string, args ...any) *wire.Problem {
+	return wire.NewProblem(http.StatusBadRequest, wire.CodeInvalidRequest, format, args...)
+}
+
+func noNodes() *wire.Problem {
+	return wire.NewProblem(http.StatusServiceUnavailable, wire.CodeNoNodes, "no node is in the ring yet: start one, or look at its log to see what keeps it out")
+}
+
+// userOf returns whose locate it is: by the token, and in development mode also
+// by the query.
+func (l *Locator) userOf(r *http.Request, q url.Values) (string, *wire.Problem) {
+	unauthorized := func(detail string) *wire.Problem {
+		p := wire.NewProblem(http.StatusUnauthorized, wire.CodeUnauthorized, "%s", detail)
+		p.Header = [2]string{"WWW-Authenticate", "Bearer"}
+		return p
+	}
+	if token, ok := httpd.Bearer(r); ok && l.tokens != nil {
+		user, err := l.tokens.user(token)
+		if err != nil {
+			return "", unauthorized(err.Error())
+		}
+		return user, nil
+	}
+	if l.cfg.dev {
+		if !q.Has("user") {
+			return "", unauthorized("say who you are: ?user=alice in development mode, or a user token as Authorization: Bearer")
+		}
+		if err := wire.CheckUser(q.Get("user")); err != nil {
+			return "", badRequest("user: %v", err)
+		}
+		return q.Get("user"), nil
+	}
+	return "", unauthorized("a user token is missing: send it as Authorization: Bearer <token>")
+}
+
+// locateRequest reads device and failed from the query and the body, which
+// wins. A device that is not given is made up.
+func locateRequest(r *http.Request, q url.Values) (wire.LocateRequest, *wire.Problem) {
+	req := wire.LocateRequest{Device: q.Get("device")}
+	if f := q.Get("failed"); f != "" {
+		req.Failed = strings.Split(f, ",")
+	}
+	b, p := httpd.ReadBody(r, maxLocateBody)
+	if p != nil {
+		return req, p
+	}
+	if len(b) > 0 {
+		var body wire.LocateRequest
+		if err := wire.DecodeJSON(b, &body); err != nil {
+			return req, badRequest("the body: %v", err)
+		}
+		if body.Device != "" {
+			req.Device = body.Device
+		}
+		if body.Failed != nil {
+			req.Failed = body.Failed
+		}
+	}
+	if req.Device == "" {
+		req.Device = "d-" + randomID(10)
+	}
+	if err := wire.CheckDevice(req.Device); err != nil {
+		return req, badRequest("device: %v", err)
+	}
+	for _, id := range req.Failed {
+		if err := wire.CheckNode(id); err != nil {
+			return req, badRequest("failed: %v", err)
+		}
+	}
+	req.Failed = req.Failed[:min(len(req.Failed), maxFailed)]
+	return req, nil
+}
+
+var noStore = []string{"no-store"} // net/http only reads it
+
+// appendLocate appends a wire.LocateResponse; a test compares the two.
+func appendLocate(b []byte, user, device string, n *ring.Node, ticket string, cur *ring.Ring) []byte {
+	field := func(name, value string) {
+		b = append(b, name...)
+		b = wire.AppendString(b, value)
+	}
+	field(`{"user":`, user)
+	field(`,"device":`, device)
+	field(`,"node":`, n.ID)
+	field(`,"url":`, n.URL)
+	field(`,"ticket":`, ticket)
+	b = append(b, locateTail...)
+	b = strconv.AppendUint(b, cur.Epoch, 10)
+	field(`,"hash":`, cur.Hash)
+	b = append(b, `},"dial_after_ms":0,"retry":{"base_ms":`...)
+	b = strconv.AppendInt(b, wire.DefaultRetry.BaseMS, 10)
+	b = append(b, `,"max_ms":`...)
+	b = strconv.AppendInt(b, wire.DefaultRetry.MaxMS, 10)
+	return append(b, "}}"...)
+}
+
+var locateTail = `,"ticket_expires_in_ms":` + strconv.FormatInt(ticket.Life.Milliseconds(), 10) + `,"ring":{"epoch":`
+
+// preflight answers a browser that asks whether a page may locate.
+func (l *Locator) preflight(c echo.Context) error {
+	r, h := c.Request(), c.Response().Header()
+	l.origins.CORS(h, r)
+	if !l.origins.Allow(r) {
+		return wire.NewProblem(http.StatusForbidden, wire.CodeForbidden, "pages of this origin may not locate; DIALRING_ALLOWED_ORIGINS of the locator lists those that may")
+	}
+	h.Set("Access-Control-Allow-Methods", "GET, POST")
+	h.Set("Access-Control-Allow-Headers", "Authorization, Content-Type")
+	h.Set("Access-Control-Max-Age", "600")
+	return c.NoContent(http.StatusNoContent)
+}
+
+var idEncoding = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
+
+// randomID returns n random bytes as a-z 2-7.
+func randomID(n int) string {
+	b := make([]byte, n)
+	_, _ = rand.Read(b) // never fails, by its documentation
+	return idEncoding.EncodeToString(b)
+}

@@ -1,0 +1,378 @@
+package locator
+
+import (
+	"bytes"
+	"encoding/json"
+	"mime"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+	"unicode/utf8"
+
+	"github.com/labstack/echo/v4"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/dialring/dialring/internal/httpd"
+	"github.com/dialring/dialring/internal/peer"
+	"github.com/dialring/dialring/internal/wire"
+)
+
+// Bounds of query values.
+const (
+	maxTTL        = 10 * 365 * 24 * time.Hour
+	maxAckTimeout = 60 * time.Second
+)
+
+// callWindow is how many bytes of one call are on their way to nodes at a time:
+// a call may have 10,000 times the largest message.
+const callWindow = 8 << 20
+
+// pushQuery is the query of a push.
+type pushQuery struct {
+	durable bool
+	device  string
+}
+
+// ids makes message ids: this process's own, and a count.
+type ids struct {
+	prefix string
+	n      atomic.Uint64
+}
+
+func (i *ids) next() string {
+	b := make([]byte, 0, 40)
+	b = append(b, i.prefix...)
+	return string(strconv.AppendUint(b, i.n.Add(1), 36))
+}
+
+// pushOne: POST /v1/push/{user}. The body is the payload.
+func (l *Locator) pushOne(c echo.Context) error {
+	r := c.Request()
+	user, err := wire.PathUser(r.URL, "/v1/push/", "")
+	if err != nil {
+		return badRequest("%v", err)
+	}
+	q, p := readPushQuery(r)
+	if p != nil {
+		return p
+	}
+	if p := checkKey(r.Header.Values("Idempotency-Key")); p != nil {
+		return p
+	}
+	body, p := httpd.ReadBody(r, l.cfg.MaxMessageBytes)
+	if p != nil {
+		return p
+	}
+	isJSON, p := isJSONBody(r)
+	if p != nil {
+		return p
+	}
+	if isJSON {
+		if err := wire.CheckJSON(body); err != nil {
+			return badRequest("the body: %v", err)
+		}
+	}
+	if q.durable {
+		return noInbox()
+	}
+	j := &job{Call: peer.Call{Op: peer.OpPush, User: user, Device: q.device, ID: l.ids.next(), JSON: isJSON, Body: body}, group: newGroup(1)}
+	l.router.send(l.ctx, j)
+	<-j.group.done
+	res, p := l.result(j)
+	if p != nil {
+		return p
+	}
+	return httpd.JSON(c.Response(), wire.AppendPushResult(make([]byte, 0, 192), &res))
+}
+
+// result is what the caller is told of a job.
+func (l *Locator) result(j *job) (wire.PushResult, *wire.Problem) {
+	if j.problem == nil && j.Reply.Status == peer.StatusBad {
+		j.problem = wire.NewProblem(http.StatusServiceUnavailable, wire.CodeInternal, "node %s does not understand this push: it runs another version", j.owner.ID)
+	}
+	if j.problem != nil {
+		l.metrics.pushes.WithLabelValues(string(j.problem.Code)).Inc()
+		return wire.PushResult{}, j.problem
+	}
+	l.metrics.pushed.Inc()
+	return wire.PushResult{ID: j.ID, Delivered: j.Reply.Delivered, Node: j.owner.ID, Epoch: j.epoch}, nil
+}
+
+func noInbox() *wire.Problem {
+	p := wire.NewProblem(http.StatusServiceUnavailable, wire.CodeStoreUnavailable, "this cluster stores no messages yet; push with durable=false to the sessions that are connected now")
+	p.RetryAfter = 60
+	return p
+}
+
+// isJSONBody tells by the Content-Type whether the body is JSON; anything else
+// is bytes.
+func isJSONBody(r *http.Request) (bool, *wire.Problem) {
+	ct := r.Header.Get("Content-Type")
+	switch ct {
+	case "application/json":
+		return true, nil
+	case "":
+		return false, nil
+	}
+	t, params, err := mime.ParseMediaType(ct)
+	if err != nil {
+		return false, badRequest("the Content-Type cannot be read: %v", err)
+	}
+	if t != "application/json" {
+		return false, nil
+	}
+	if cs := params["charset"]; cs != "" && !strings.EqualFold(cs, "utf-8") {
+		return false, badRequest("JSON is UTF-8, not %s", cs)
+	}
+	return true, nil
+}
+
+func checkKey(keys []string) *wire.Problem {
+	if len(keys) > 1 {
+		return badRequest("there is more than one Idempotency-Key")
+	}
+	if len(keys) == 1 && (keys[0] == "" || len(keys[0]) > wire.MaxIdempotencyKey) {
+		return badRequest("an Idempotency-Key has 1 to %d bytes, this one has %d", wire.MaxIdempotencyKey, len(keys[0]))
+	}
+	return nil
+}
+
+// readPushQuery checks every value of the query: a mistyped one must not turn
+// into a push of another kind.
+func readPushQuery(r *http.Request) (pushQuery, *wire.Problem) {
+	q := pushQuery{durable: true}
+	if r.URL.RawQuery == "durable=false" { // by far the most frequent one that is not empty
+		q.durable = false
+		return q, nil
+	}
+	if r.URL.RawQuery == "" {
+		return q, nil
+	}
+	values, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return q, badRequest("the query cannot be read: it is not validly percent-encoded")
+	}
+	wait, asked := false, false
+	for name, v := range values {
+		if len(v) != 1 {
+			return q, badRequest("%s is given more than once", name)
+		}
+		switch name {
+		case "durable":
+			if v[0] != "true" && v[0] != "false" {
+				return q, badRequest("durable is %q; it is true or false", v[0])
+			}
+			asked, q.durable = true, v[0] == "true"
+		case "device":
+			if err := wire.CheckDevice(v[0]); err != nil {
+				return q, badRequest("device: %v", err)
+			}
+			q.device = v[0]
+		case "ttl_ms":
+			if p := checkMillis(name, v[0], maxTTL); p != nil {
+				return q, p
+			}
+		case "timeout_ms":
+			if p := checkMillis(name, v[0], maxAckTimeout); p != nil {
+				return q, p
+			}
+		case "wait":
+			if v[0] != "ack" {
+				return q, badRequest("wait is %q; it can only be ack", v[0])
+			}
+			wait = true
+		default:
+			return q, badRequest("the query has %q; it may have durable, device, ttl_ms, wait and timeout_ms", name)
+		}
+	}
+	if q.device != "" {
+		if asked && q.durable {
+			return q, badRequest("a push to one device is not stored: leave device out, or set durable=false")
+		}
+		q.durable = false
+	}
+	if wait && !q.durable {
+		return q, badRequest("only stored messages are acknowledged: wait=ack does not go with durable=false or device")
+	}
+	return q, nil
+}
+
+func checkMillis(name, v string, most time.Duration) *wire.Problem {
+	n, err := strconv.ParseInt(v, 10, 64)
+	if err != nil || n < 1 || n > most.Milliseconds() {
+		return badRequest("%s is %q; it is a number of milliseconds from 1 to %d", name, v, most.Milliseconds())
+	}
+	return nil
+}
+
+// manyRequest is the body of POST /v1/push.
+type manyRequest struct {
+	Users    []string        `json:"users"`
+	Data     json.RawMessage `json:"data"`
+	Messages []manyMessage   `json:"messages"`
+}
+
+type manyMessage struct {
+	User string          `json:"user"`
+	Data json.RawMessage `json:"data"`
+	ID   string          `json:"id"`
+}
+
+// pushMany: POST /v1/push, one message to many users or a message for each.
+func (l *Locator) pushMany(c echo.Context) error {
+	r := c.Request()
+	q, p := readPushQuery(r)
+	if p != nil {
+		return p
+	}
+	body, p := readJSONBody(r, wire.MaxCallBytes)
+	if p != nil {
+		return p
+	}
+	var req manyRequest
+	if err := wire.DecodeJSON(body, &req); err != nil {
+		return badRequest("the body: %v", err)
+	}
+	messages, p := req.messages()
+	if p != nil {
+		return p
+	}
+	if q.durable {
+		return noInbox()
+	}
+	// encoding/json turns an escaped half of a surrogate pair, which is no
+	// character, into U+FFFD: another user's id.
+	halves := bytes.Contains(body, []byte(`\ud`)) || bytes.Contains(body, []byte(`\uD`))
+	jobs := make([]job, len(messages))
+	g := newGroup(len(messages))
+	g.window = semaphore.NewWeighted(callWindow)
+	for i, m := range messages {
+		j := &jobs[i]
+		j.group = g
+		if j.problem = l.checkMessage(m); j.problem == nil && halves && strings.ContainsRune(m.User, utf8.RuneError) {
+			j.problem = badRequest("the user id has an escape that is no character")
+		}
+		if j.problem != nil {
+			g.one(0)
+			continue
+		}
+		j.Call = peer.Call{Op: peer.OpPush, User: m.User, Device: q.device, ID: l.ids.next(), JSON: true, Body: m.Data}
+		if err := g.window.Acquire(l.ctx, int64(len(m.Data))); err != nil {
+			j.problem = wire.NewProblem(http.StatusServiceUnavailable, wire.CodeDraining, "this locator is about to stop; ask another")
+			g.one(0)
+			continue
+		}
+		l.router.send(l.ctx, j)
+	}
+	<-g.done
+	return httpd.JSON(c.Response(), l.results(messages, jobs))
+}
+
+// readJSONBody reads a body that must be JSON.
+func readJSONBody(r *http.Request, limit int) ([]byte, *wire.Problem) {
+	body, p := httpd.ReadBody(r, limit)
+	if p != nil {
+		return nil, p
+	}
+	isJSON, p := isJSONBody(r)
+	if p == nil && !isJSON {
+		p = wire.NewProblem(http.StatusUnsupportedMediaType, wire.CodeInvalidRequest, "this call takes JSON: send Content-Type: application/json")
+	}
+	return body, p
+}
+
+// messages lists the messages of both forms of the call.
+func (r *manyRequest) messages() ([]manyMessage, *wire.Problem) {
+	switch n := max(len(r.Users), len(r.Messages)); {
+	case r.Users != nil && r.Messages != nil:
+		return nil, badRequest("the body has users and messages; send one of the two")
+	case n == 0:
+		return nil, badRequest(`the body must name users: {"users":["a","b"],"data":…} or {"messages":[{"user":"a","data":…}]}`)
+	case n > wire.MaxUsersPerCall:
+		return nil, badRequest("the call names %d users; at most %d are allowed", n, wire.MaxUsersPerCall)
+	}
+	if r.Messages != nil {
+		return r.Messages, nil
+	}
+	if r.Data == nil {
+		return nil, badRequest("the body has no data, which is the message")
+	}
+	out := make([]manyMessage, len(r.Users))
+	for i, u := range r.Users {
+		out[i] = manyMessage{User: u, Data: r.Data}
+	}
+	return out, nil
+}
+
+// checkMessage refuses one message of a call; the others go on.
+func (l *Locator) checkMessage(m manyMessage) *wire.Problem {
+	if err := wire.CheckUser(m.User); err != nil {
+		return badRequest("%v", err)
+	}
+	switch {
+	case m.Data == nil:
+		return badRequest("the message has no data")
+	case len(m.Data) > l.cfg.MaxMessageBytes:
+		return wire.NewProblem(http.StatusRequestEntityTooLarge, wire.CodeTooLarge, "the message has %d bytes; at most %d are allowed", len(m.Data), l.cfg.MaxMessageBytes)
+	case len(m.ID) > wire.MaxIdempotencyKey:
+		return badRequest("an id has at most %d bytes, this one has %d", wire.MaxIdempotencyKey, len(m.ID))
+	}
+	return nil
+}
+
+// results lists what became of each message, in the order of the call.
+func (l *Locator) results(messages []manyMessage, jobs []job) []byte {
+	b := make([]byte, 0, 160*len(jobs)+16)
+	b = append(b, `{"results":[`...)
+	for i := range jobs {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		res, p := l.result(&jobs[i])
+		if p != nil {
+			b = append(b, `{"user":`...)
+			b = wire.AppendString(b, messages[i].User)
+			b = append(b, `,"error":{"code":`...)
+			b = wire.AppendString(b, string(p.Code))
+			b = append(b, `,"detail":`...)
+			b = wire.AppendString(b, p.Detail)
+			b = append(b, `}}`...)
+			continue
+		}
+		res.User = messages[i].User
+		b = wire.AppendPushResult(b, &res)
+	}
+	return append(b, "]}"...)
+}
+
+// broadcast: POST /v1/broadcast, to every connected session.
+func (l *Locator) broadcast(c echo.Context) error {
+	r := c.Request()
+	if r.URL.RawQuery != "" && r.URL.RawQuery != "durable=false" {
+		return badRequest("a broadcast takes no query; it goes to the sessions that are connected now")
+	}
+	body, p := readJSONBody(r, l.cfg.MaxMessageBytes+1024)
+	if p != nil {
+		return p
+	}
+	var req struct {
+		Data json.RawMessage `json:"data"`
+	}
+	if err := wire.DecodeJSON(body, &req); err != nil {
+		return badRequest("the body: %v", err)
+	}
+	switch {
+	case req.Data == nil:
+		return badRequest(`the body has no data: {"data":…}`)
+	case len(req.Data) > l.cfg.MaxMessageBytes:
+		return wire.NewProblem(http.StatusRequestEntityTooLarge, wire.CodeTooLarge, "the message has %d bytes; at most %d are allowed", len(req.Data), l.cfg.MaxMessageBytes)
+	}
+	b, err := json.Marshal(l.router.broadcast(l.ids.next(), req.Data))
+	if err != nil {
+		return err
+	}
+	return httpd.JSON(c.Response(), b)
+}
