@@ -1,0 +1,284 @@
+package client
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/lxzan/gws"
+
+	"github.com/dialring/dialring/internal/wire"
+)
+
+const (
+	dialTimeout  = 10 * time.Second
+	writeTimeout = 10 * time.Second
+	closeTimeout = time.Second
+	usualPing    = 25 * time.Second // where a welcome does not tell the interval
+	// maxFrame bounds a frame: the largest message there can be, in base64.
+	maxFrame = 2 << 20
+)
+
+// conn is one WebSocket connection. Its reader, one goroutine, hands frames to
+// receive; gws's callbacks all come from it.
+type conn struct {
+	gws.BuiltinEventHandler
+	ws     *gws.Conn
+	frames chan []byte   // closed when the reader has ended
+	done   chan struct{} // closed when nobody takes frames any more
+
+	mu       sync.Mutex
+	code     int // of the close frame that came
+	reason   string
+	err      error
+	interval time.Duration // of the node's pings; 0: not known yet
+	watch    *time.Timer   // ends the connection when nothing was heard for long
+}
+
+// dial connects to the node that loc names, up to the first frame after.
+func (c *Client) dial(ctx context.Context, loc *wire.LocateResponse) (*conn, *ended) {
+	whole := ctx
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	fail := func(err error) *ended {
+		if whole.Err() == nil { // else it was the client that gave up
+			c.failed[loc.Node] = time.Now()
+		}
+		return &ended{err: fmt.Errorf("dialring: dial %s: %w", loc.Node, err)}
+	}
+	u, err := url.Parse(loc.URL)
+	if err != nil || u.Scheme != "ws" && u.Scheme != "wss" {
+		return nil, &ended{err: fmt.Errorf("dialring: the locator gave %q, which is no ws or wss URL", loc.URL)}
+	}
+	nc, err := c.connect(ctx, u)
+	if err != nil {
+		return nil, fail(err)
+	}
+	k := &conn{frames: make(chan []byte), done: make(chan struct{})}
+	stop := context.AfterFunc(ctx, func() { _ = nc.Close() })
+	h := http.Header{}
+	h.Set("Sec-WebSocket-Protocol", wire.Subprotocol)
+	h.Set("Authorization", "Bearer "+loc.Ticket)
+	ws, resp, err := gws.NewClientFromConn(k, &gws.ClientOption{
+		Addr: loc.URL, RequestHeader: h, HandshakeTimeout: dialTimeout,
+		CheckUtf8Enabled: true, ReadMaxPayloadSize: maxFrame, Logger: quiet{},
+	}, nc)
+	if !stop() && err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		_ = nc.Close()
+		if resp != nil && resp.StatusCode != http.StatusSwitchingProtocols {
+			b, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10)) // what has come is enough
+			e := apiError(resp, b)
+			return nil, &ended{err: e, after: e.RetryAfter}
+		}
+		return nil, fail(err)
+	}
+	k.ws = ws
+	// Until welcome says otherwise: as long as a dial may take.
+	k.watch = time.AfterFunc(dialTimeout, k.silent)
+	go k.read()
+	return k, nil
+}
+
+func (c *Client) connect(ctx context.Context, u *url.URL) (net.Conn, error) {
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"ws": "80", "wss": "443"}[u.Scheme]
+	}
+	nc, err := (&net.Dialer{}).DialContext(ctx, "tcp", net.JoinHostPort(u.Hostname(), port))
+	if err != nil || u.Scheme == "ws" {
+		return nc, err
+	}
+	cfg := &tls.Config{}
+	if c.cfg.TLS != nil {
+		cfg = c.cfg.TLS.Clone()
+	}
+	if cfg.ServerName == "" {
+		cfg.ServerName = u.Hostname()
+	}
+	cfg.NextProtos = []string{"http/1.1"}
+	t := tls.Client(nc, cfg)
+	if err := t.HandshakeContext(ctx); err != nil {
+		_ = nc.Close()
+		return nil, err
+	}
+	return t, nil
+}
+
+type quiet struct{}
+
+func (quiet) Error(...any) {}
+
+// read is the reader. gws panics on a frame whose length has its top bit set;
+// that ends the connection and nothing else.
+func (k *conn) read() {
+	defer close(k.frames)
+	defer k.watch.Stop()
+	defer func() {
+		if r := recover(); r != nil {
+			k.ended(0, "", errors.New("the node sent a malformed frame"))
+			_ = k.ws.WriteClose(1002, nil)
+			_ = k.ws.NetConn().Close()
+		}
+	}()
+	k.ws.ReadLoop()
+}
+
+// OnMessage hands a frame on.
+func (k *conn) OnMessage(_ *gws.Conn, m *gws.Message) {
+	defer m.Close()
+	k.heard()
+	if m.Opcode != gws.OpcodeText {
+		return // unknown to this version of the contract
+	}
+	b := append([]byte(nil), m.Bytes()...)
+	select {
+	case k.frames <- b:
+		return
+	default:
+	}
+	// The handler is slow: until it takes the frame nothing is read, and that
+	// nothing is heard is not the node's fault.
+	k.watch.Stop()
+	select {
+	case k.frames <- b:
+	case <-k.done:
+	}
+	k.heard()
+}
+
+// OnPing answers the node's ping.
+func (k *conn) OnPing(_ *gws.Conn, payload []byte) {
+	k.heard()
+	_ = k.ws.NetConn().SetWriteDeadline(time.Now().Add(writeTimeout))
+	_ = k.ws.WritePong(payload)
+}
+
+// OnClose notes why the connection ended.
+func (k *conn) OnClose(_ *gws.Conn, err error) {
+	var ce *gws.CloseError
+	if errors.As(err, &ce) {
+		code := int(ce.Code)
+		if code == 0 {
+			code = 1005 // a close frame without a code, as RFC 6455 numbers it
+		}
+		k.ended(code, string(ce.Reason), &CloseError{Code: code, Reason: string(ce.Reason)})
+		return
+	}
+	k.ended(0, "", err)
+}
+
+// CloseError is how a node closed a connection.
+type CloseError struct {
+	Code   int // of the close frame; 1005: it had none
+	Reason string
+}
+
+func (e *CloseError) Error() string {
+	return strings.TrimSpace(fmt.Sprintf("dialring: the node closed the connection: %d %s", e.Code, e.Reason))
+}
+
+// ended notes the first reason.
+func (k *conn) ended(code int, reason string, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.err == nil {
+		k.code, k.reason, k.err = code, reason, err
+	}
+}
+
+// heard puts the watch off: the node pings each interval, so two of them
+// without anything mean that the connection is dead.
+func (k *conn) heard() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.interval > 0 {
+		k.watch.Reset(2*k.interval + 5*time.Second)
+	} else {
+		k.watch.Reset(dialTimeout) // welcome is still to come
+	}
+}
+
+func (k *conn) silent() {
+	k.ended(0, "", errors.New("nothing was heard from the node for too long"))
+	_ = k.ws.NetConn().Close()
+}
+
+// receive takes frames until the connection ends, or closes it when ctx does.
+func (c *Client) receive(ctx context.Context, k *conn, loc *wire.LocateResponse, queue chan<- Message) ended {
+	left := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(left)
+		close(k.done)
+		_ = k.ws.NetConn().SetWriteDeadline(time.Now().Add(closeTimeout))
+		_ = k.ws.WriteClose(wire.CloseNormal, nil)
+		_ = k.ws.NetConn().Close()
+	})
+	for b := range k.frames {
+		if ctx.Err() != nil {
+			continue // until the reader has ended
+		}
+		c.frame(ctx, k, loc, b, queue)
+	}
+	if stop() {
+		_ = k.ws.NetConn().Close()
+	} else {
+		<-left
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.err == nil {
+		k.err = io.EOF
+	}
+	return ended{err: k.err, code: k.code, text: k.reason}
+}
+
+// frame handles one frame of the node; types it does not know it ignores.
+func (c *Client) frame(ctx context.Context, k *conn, loc *wire.LocateResponse, b []byte, queue chan<- Message) {
+	var t struct {
+		Type string `json:"type"`
+	}
+	if json.Unmarshal(b, &t) != nil {
+		return
+	}
+	switch t.Type {
+	case wire.TypeWelcome:
+		var w wire.Welcome
+		if json.Unmarshal(b, &w) != nil {
+			return
+		}
+		k.mu.Lock()
+		k.interval = millis(w.PingIntervalMS)
+		if k.interval == 0 {
+			k.interval = usualPing
+		}
+		k.mu.Unlock()
+		k.heard()
+		c.tell(Event{State: Connected, Node: loc.Node, Session: w.Session})
+	case wire.TypeMessage:
+		var m wire.Message
+		if json.Unmarshal(b, &m) != nil || c.seen.has(m.ID) {
+			return
+		}
+		out := Message{ID: m.ID, Time: m.Time, From: m.From, Seq: m.Seq, Data: m.Data, JSON: true}
+		if m.Data == nil {
+			out.Data, out.JSON = m.DataB64, false
+		}
+		select {
+		case queue <- out:
+			c.seen.add(m.ID)
+		case <-ctx.Done():
+		}
+	}
+}

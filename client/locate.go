@@ -1,0 +1,126 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/dialring/dialring/internal/wire"
+)
+
+const maxAnswer = 1 << 20
+
+// locate asks the locators, in random order, until one answers.
+func (c *Client) locate(ctx context.Context) (*wire.LocateResponse, *ended) {
+	token := ""
+	if c.cfg.Token != nil {
+		var err error
+		if token, err = c.cfg.Token(ctx); err != nil {
+			return nil, &ended{err: fmt.Errorf("dialring: get a user token: %w", err)}
+		}
+	}
+	body, err := json.Marshal(wire.LocateRequest{Device: c.cfg.Device, Failed: c.failedNodes()})
+	if err != nil {
+		return nil, &ended{err: err}
+	}
+	last := &ended{err: errNoAnswer}
+	for _, i := range rand.Perm(len(c.cfg.Locators)) {
+		loc, e := c.locateAt(ctx, c.cfg.Locators[i], token, body)
+		if e == nil {
+			c.refusals = 0
+			return loc, nil
+		}
+		e.after = max(e.after, last.after) // whoever asked for more time gets it
+		last = e
+		var api *APIError
+		if e.stop != nil || ctx.Err() != nil || errors.As(e.err, &api) && api.Status == http.StatusUnauthorized {
+			break // the others would refuse that token, too
+		}
+	}
+	return nil, last
+}
+
+func (c *Client) locateAt(ctx context.Context, base, token string, body []byte) (*wire.LocateResponse, *ended) {
+	u := base + "/v1/locate"
+	if c.cfg.User != "" {
+		u += "?user=" + url.QueryEscape(c.cfg.User)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u, bytes.NewReader(body))
+	if err != nil {
+		return nil, &ended{err: err}
+	}
+	req.Header.Set("Content-Type", "application/json")
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	resp, err := c.cfg.HTTP.Do(req)
+	if err != nil {
+		return nil, &ended{err: fmt.Errorf("dialring: locate: %w", err)}
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return nil, &ended{err: fmt.Errorf("dialring: locate: %w", err)}
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, c.refused(apiError(resp, b))
+	}
+	var loc wire.LocateResponse
+	if err := json.Unmarshal(b, &loc); err != nil || loc.URL == "" || loc.Ticket == "" {
+		return nil, &ended{err: fmt.Errorf("dialring: locate: %s does not answer like a locator", base)}
+	}
+	return &loc, nil
+}
+
+// refused decides whether a locator's answer is final. A token that is refused
+// is asked for once more, since it may just have expired.
+func (c *Client) refused(e *APIError) *ended {
+	final := e.Status >= 400 && e.Status < 500 && e.Status != http.StatusTooManyRequests && e.Status != http.StatusRequestTimeout
+	if e.Status == http.StatusUnauthorized {
+		c.refusals++
+		final = c.refusals > 1
+	}
+	out := &ended{err: e, after: e.RetryAfter}
+	if final {
+		out.stop = &StoppedError{Status: e.Status, Reason: e.Detail}
+	}
+	return out
+}
+
+// APIError is an answer of a locator or node that is not 200.
+type APIError struct {
+	Status     int
+	Code       string // stable, such as rate_limited; see the contract
+	Detail     string
+	RetryAfter time.Duration // how long to wait at least, if it says
+}
+
+func (e *APIError) Error() string {
+	if e.Status == 0 { // of one message among several
+		return fmt.Sprintf("dialring: %s: %s", e.Code, e.Detail)
+	}
+	return fmt.Sprintf("dialring: %d %s: %s", e.Status, e.Code, e.Detail)
+}
+
+// apiError reads a problem document.
+func apiError(resp *http.Response, body []byte) *APIError {
+	e := &APIError{Status: resp.StatusCode}
+	var p wire.Problem
+	if json.Unmarshal(body, &p) == nil && p.Code != "" {
+		e.Code, e.Detail = string(p.Code), p.Detail
+	} else {
+		e.Detail = resp.Status
+	}
+	if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && s > 0 {
+		e.RetryAfter = time.Duration(min(s, 86400)) * time.Second
+	}
+	return e
+}

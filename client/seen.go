@@ -1,0 +1,33 @@
+package client
+
+// seenSize is how many message ids are remembered: far more than can be under
+// way while two connections of a client overlap.
+const seenSize = 1024
+
+// seen remembers the last message ids, so that a message that comes on two
+// connections, or twice after a retry between servers, is handled once.
+type seen struct {
+	ids  map[string]struct{}
+	ring [seenSize]string
+	next int
+}
+
+// has tells whether id came before.
+func (s *seen) has(id string) bool {
+	_, ok := s.ids[id]
+	return ok
+}
+
+// add remembers an id; the oldest one is forgotten for it.
+func (s *seen) add(id string) {
+	if id == "" {
+		return
+	}
+	if s.ids == nil {
+		s.ids = make(map[string]struct{}, seenSize)
+	}
+	delete(s.ids, s.ring[s.next])
+	s.ring[s.next] = id
+	s.ids[id] = struct{}{}
+	s.next = (s.next + 1) % seenSize
+}
