@@ -1,0 +1,200 @@
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/dialring/dialring/client"
+	"github.com/dialring/dialring/internal/wire"
+)
+
+// listener is a user of the SDK that records what it gets.
+type listener struct {
+	user string
+	got  chan string
+	conn chan string // nodes, at each connect
+
+	mu    sync.Mutex
+	count map[string]int
+}
+
+// listen connects a user through the SDK and waits until it is connected.
+func listen(t *testing.T, user string, locators ...*locatorProc) *listener {
+	t.Helper()
+	l := &listener{user: user, got: make(chan string, 4096), conn: make(chan string, 64), count: map[string]int{}}
+	var urls []string
+	for _, p := range locators {
+		urls = append(urls, "http://"+p.addr)
+	}
+	c, err := client.New(client.Config{Locators: urls, User: user,
+		HTTP: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}},
+		OnMessage: func(_ context.Context, m client.Message) {
+			l.mu.Lock()
+			l.count[string(m.Data)]++
+			l.mu.Unlock()
+			l.got <- string(m.Data)
+		},
+		OnEvent: func(e client.Event) {
+			if e.State == client.Connected {
+				l.conn <- e.Node
+			}
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- c.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("%s: %v", user, err)
+		}
+		for m, n := range l.count {
+			if n > 1 {
+				t.Errorf("%s got %s %d times", user, m, n)
+			}
+		}
+	})
+	l.connected(t)
+	return l
+}
+
+func (l *listener) connected(t *testing.T) string {
+	t.Helper()
+	return await(t, l.user+" connects", l.conn)
+}
+
+func (l *listener) expect(t *testing.T, want string) {
+	t.Helper()
+	if got := await(t, l.user+" gets "+want, l.got); got != want {
+		t.Fatalf("%s got %s, want %s", l.user, got, want)
+	}
+}
+
+func await[V any](t *testing.T, what string, c <-chan V) V {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	select {
+	case v := <-c:
+		return v
+	case <-ctx.Done():
+		t.Fatalf("not within %s: %s", patience, what)
+		panic("unreachable")
+	}
+}
+
+// bare is a client that shares nothing with the SDK: it writes its own
+// handshake and reads its own frames.
+type bare struct {
+	net.Conn
+	br   *bufio.Reader
+	Node string
+}
+
+// dialBare locates and dials by hand, and returns after the welcome.
+func dialBare(t *testing.T, l *locatorProc, user string) *bare {
+	t.Helper()
+	loc := l.locate(t, user, `{"device":"bare"}`)
+	u, err := url.Parse(loc.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.Dial("tcp", u.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"+
+		"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: dialring.v1, dialring.ticket.%s\r\n\r\n", u.RequestURI(), u.Host, loc.Ticket)
+	b := &bare{Conn: c, br: bufio.NewReader(c), Node: loc.Node}
+	resp, err := http.ReadResponse(b.br, nil)
+	if err != nil || resp.StatusCode != 101 || resp.Header.Get("Sec-WebSocket-Accept") != "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" {
+		t.Fatalf("handshake: %v %+v", err, resp)
+	}
+	var w wire.Welcome
+	if err := json.Unmarshal([]byte(b.text(t)), &w); err != nil || w.Type != wire.TypeWelcome || w.User != user {
+		t.Fatalf("welcome: %v %+v", err, w)
+	}
+	return b
+}
+
+// text reads frames up to the next text frame.
+func (b *bare) text(t *testing.T) string {
+	t.Helper()
+	for {
+		op, p, err := b.frame()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if op == 1 {
+			return string(p)
+		}
+	}
+}
+
+// closeCode reads up to the end and returns the close code, 0 without one.
+func (b *bare) closeCode() int {
+	for {
+		op, p, err := b.frame()
+		if err != nil {
+			return 0
+		}
+		if op == 8 && len(p) >= 2 {
+			return int(binary.BigEndian.Uint16(p))
+		}
+	}
+}
+
+func (b *bare) frame() (op byte, p []byte, err error) {
+	var h [2]byte
+	if _, err = io.ReadFull(b.br, h[:]); err != nil {
+		return
+	}
+	n := uint64(h[1])
+	switch n {
+	case 126:
+		var x [2]byte
+		_, err = io.ReadFull(b.br, x[:])
+		n = uint64(binary.BigEndian.Uint16(x[:]))
+	case 127:
+		var x [8]byte
+		_, err = io.ReadFull(b.br, x[:])
+		n = binary.BigEndian.Uint64(x[:])
+	}
+	if err == nil {
+		p = make([]byte, n)
+		_, err = io.ReadFull(b.br, p)
+	}
+	return h[0] & 15, p, err
+}
+
+// userOf returns a user that node owns.
+func userOf(t *testing.T, l *locatorProc, node string) string {
+	t.Helper()
+	for i := range 1000 {
+		u := fmt.Sprintf("user-%d", i)
+		if l.locate(t, u, "").Node == node {
+			return u
+		}
+	}
+	t.Fatalf("%s owns nobody", node)
+	return ""
+}
+
+func data(frame string) string {
+	var m wire.Message
+	_ = json.Unmarshal([]byte(frame), &m)
+	return strings.TrimSpace(string(m.Data))
+}

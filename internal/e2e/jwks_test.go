@@ -1,0 +1,201 @@
+package e2e
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/rsa"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"math/big"
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+
+	"github.com/dialring/dialring/locator"
+)
+
+func asError[E error](err error, target *E) bool { return errors.As(err, target) }
+
+// inprocKeySet serves a key set that can change, and counts how often it is
+// fetched.
+type inprocKeySet struct {
+	url     string
+	latency time.Duration
+	fetched atomic.Int64
+	set     atomic.Pointer[[]byte]
+}
+
+func inprocServeKeys(t *testing.T, keys ...map[string]any) *inprocKeySet {
+	k := &inprocKeySet{}
+	k.put(t, keys...)
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		k.fetched.Add(1)
+		time.Sleep(k.latency)
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write(*k.set.Load())
+	}))
+	t.Cleanup(s.Close)
+	k.url = s.URL
+	return k
+}
+
+func (k *inprocKeySet) put(t *testing.T, keys ...map[string]any) {
+	b := inprocJWKS(t, keys...)
+	k.set.Store(&b)
+}
+
+func inprocB64(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
+
+func inprocOKP(kid string, public ed25519.PublicKey) map[string]any {
+	return map[string]any{"kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "use": "sig", "kid": kid, "x": inprocB64(public)}
+}
+
+func TestInprocTokenJWKS(t *testing.T) {
+	public, key, _ := inprocEd25519()
+	nextPublic, next, _ := inprocEd25519()
+	_, stranger, _ := inprocEd25519()
+	rsaKey := inprocNoError(rsa.GenerateKey(rand.Reader, 2048))
+	rsaJWK := map[string]any{"kty": "RSA", "alg": "RS256", "use": "sig", "kid": "rsa", "n": inprocB64(rsaKey.N.Bytes()), "e": inprocB64(big.NewInt(int64(rsaKey.E)).Bytes())}
+	oct := map[string]any{"kty": "oct", "kid": "shared", "alg": "HS256", "k": inprocB64([]byte(inprocSecret))}
+	keys := inprocServeKeys(t, inprocOKP("one", public), rsaJWK, oct)
+	theirs := inprocServeKeys(t, inprocOKP("one", stranger.Public().(ed25519.PublicKey)))
+	i := inprocIssue(t, locator.Config{UserJWKSURL: keys.url})
+	started := time.Now() // the fetch at start does not count
+	token := func(m jwt.SigningMethod, key any, header map[string]any) string {
+		return inprocToken(t, m, key, header, inprocClaims(nil))
+	}
+	kid := func(s string) map[string]any { return map[string]any{"kid": s} }
+
+	good, rsaGood := token(jwt.SigningMethodEdDSA, key, kid("one")), token(jwt.SigningMethodRS256, rsaKey, kid("rsa"))
+	i.check(t, good, true)
+	i.check(t, rsaGood, true)
+	if n := keys.fetched.Load(); n != 1 {
+		t.Errorf("the set was fetched %d times", n)
+	}
+	for name, x := range map[string]string{
+		"another's key":         token(jwt.SigningMethodEdDSA, stranger, kid("one")),
+		"key of the other kid":  token(jwt.SigningMethodEdDSA, key, kid("rsa")),
+		"HS256, public key":     token(jwt.SigningMethodHS256, []byte(public), kid("one")),
+		"HS256, symmetric key":  token(jwt.SigningMethodHS256, []byte(inprocSecret), kid("shared")),
+		"none":                  token(jwt.SigningMethodNone, jwt.UnsafeAllowNoneSignatureType, kid("one")),
+		"PS256 of an RS256 key": token(jwt.SigningMethodPS256, rsaKey, kid("rsa")),
+		"own jwk":               token(jwt.SigningMethodEdDSA, stranger, map[string]any{"kid": "one", "jwk": inprocOKP("one", stranger.Public().(ed25519.PublicKey))}),
+		"own jku":               token(jwt.SigningMethodEdDSA, stranger, map[string]any{"kid": "one", "jku": theirs.url, "x5u": theirs.url}),
+		"no kid, wrong key":     token(jwt.SigningMethodEdDSA, stranger, nil),
+		"no kid, PS256":         token(jwt.SigningMethodPS256, rsaKey, nil), // the key says RS256
+		"no kid, HS256":         token(jwt.SigningMethodHS256, []byte(inprocSecret), nil),
+		"kid of a number":       token(jwt.SigningMethodEdDSA, key, map[string]any{"kid": 1}),
+		"expired":               inprocToken(t, jwt.SigningMethodEdDSA, key, kid("one"), inprocClaims(map[string]any{"exp": time.Now().Unix() - 70})),
+	} {
+		t.Run(name, func(t *testing.T) { i.check(t, x, false) })
+	}
+	if n := keys.fetched.Load(); n != 1 {
+		t.Errorf("tokens with known kids had the set fetched; %d times in all", n)
+	}
+	if n := theirs.fetched.Load(); n != 0 {
+		t.Errorf("the token's jku was fetched %d times", n)
+	}
+
+	// Rotation: the new key is there before tokens are signed with it.
+	keys.put(t, inprocOKP("one", public), inprocOKP("two", nextPublic))
+	i.check(t, token(jwt.SigningMethodEdDSA, next, kid("two")), true)
+	i.check(t, good, true)
+	if n := keys.fetched.Load(); n != 2 {
+		t.Errorf("the set was fetched %d times, want 2", n)
+	}
+	i.check(t, rsaGood, false) // it is no longer in the set
+	for _, k := range []string{"", "*", "one ", "ONE", "../one", "on\x00e"} {
+		i.check(t, token(jwt.SigningMethodEdDSA, key, kid(k)), false)
+	}
+
+	// Strangers' kids do not become a flood of fetches, and hold up nobody.
+	var wg sync.WaitGroup
+	answers := make(chan inprocAnswer, 60)
+	for n := range cap(answers) {
+		x := token(jwt.SigningMethodEdDSA, stranger, kid(fmt.Sprintf("unknown-%d", n)))
+		wg.Go(func() {
+			answers <- inprocDo(t, "POST", "http://"+i.addr+"/v1/locate", nil, "Authorization", "Bearer "+x)
+		})
+	}
+	wg.Wait()
+	close(answers)
+	for a := range answers {
+		inprocProblem(t, a, 401, "unauthorized")
+	}
+	i.check(t, good, true)
+	// One at once, and one more for each 30 s since.
+	if n, most := keys.fetched.Load(), 2+int64(time.Since(started)/(30*time.Second)); n > most {
+		t.Errorf("the set was fetched %d times, want at most %d", n, most)
+	}
+}
+
+// TestInprocTokenJWKSFar: a key server that takes its time, as one elsewhere
+// does. Tokens with a new key wait for it, or are good soon; others do not wait.
+func TestInprocTokenJWKSFar(t *testing.T) {
+	public, key, _ := inprocEd25519()
+	nextPublic, next, _ := inprocEd25519()
+	keys := inprocServeKeys(t, inprocOKP("one", public))
+	keys.latency = 300 * time.Millisecond
+	i := inprocIssue(t, locator.Config{UserJWKSURL: keys.url})
+	keys.put(t, inprocOKP("one", public), inprocOKP("two", nextPublic))
+	token := inprocToken(t, jwt.SigningMethodEdDSA, next, map[string]any{"kid": "two"}, inprocClaims(nil))
+	inprocEventually(t, "a token with the new key is good", func() bool {
+		i.check(t, inprocToken(t, jwt.SigningMethodEdDSA, key, map[string]any{"kid": "one"}, inprocClaims(nil)), true)
+		return inprocDo(t, "POST", "http://"+i.addr+"/v1/locate", nil, "Authorization", "Bearer "+token).status == 503
+	})
+}
+
+// TestInprocTokenJWKSAway: without the key server what is known stays good.
+func TestInprocTokenJWKSAway(t *testing.T) {
+	public, key, _ := inprocEd25519()
+	good := inprocToken(t, jwt.SigningMethodEdDSA, key, map[string]any{"kid": "one"}, inprocClaims(nil))
+	unknown := inprocToken(t, jwt.SigningMethodEdDSA, key, map[string]any{"kid": "two"}, inprocClaims(nil))
+	t.Run("later", func(t *testing.T) {
+		var away atomic.Bool
+		set := inprocJWKS(t, inprocOKP("one", public))
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			if away.Load() {
+				http.Error(w, "{}", 500)
+				return
+			}
+			_, _ = w.Write(set)
+		}))
+		t.Cleanup(s.Close)
+		i := inprocIssue(t, locator.Config{UserJWKSURL: s.URL})
+		i.check(t, good, true)
+		away.Store(true)
+		i.check(t, unknown, false) // has it fetched
+		i.check(t, good, true)
+	})
+	t.Run("at start", func(t *testing.T) {
+		var there atomic.Bool
+		set := inprocJWKS(t, inprocOKP("one", public))
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			if !there.Load() {
+				http.Error(w, "not yet", http.StatusServiceUnavailable)
+				return
+			}
+			_, _ = w.Write(set)
+		}))
+		t.Cleanup(s.Close)
+		i := inprocIssue(t, locator.Config{UserJWKSURL: s.URL})
+		there.Store(true)
+		i.check(t, good, true)
+	})
+	t.Run("elsewhere", func(t *testing.T) {
+		theirs := inprocServeKeys(t, inprocOKP("one", public))
+		s := httptest.NewServer(http.RedirectHandler(theirs.url, http.StatusFound))
+		t.Cleanup(s.Close)
+		i := inprocIssue(t, locator.Config{UserJWKSURL: s.URL})
+		i.check(t, good, false)
+		if n := theirs.fetched.Load(); n != 0 {
+			t.Errorf("a redirect was followed %d times", n)
+		}
+	})
+}

@@ -1,0 +1,147 @@
+package e2e
+
+import (
+	"crypto/ed25519"
+	"fmt"
+	"testing"
+
+	"github.com/dialring/dialring/internal/wire"
+	"github.com/dialring/dialring/locator"
+	"github.com/dialring/dialring/wsnode"
+)
+
+func inprocEd25519() (ed25519.PublicKey, ed25519.PrivateKey, error) { return ed25519.GenerateKey(nil) }
+
+func TestInprocTooManySessions(t *testing.T) {
+	for name, config := range map[string]wsnode.Config{
+		"DevicePolicy reject":   {DevicePolicy: "reject"},
+		"SessionPolicy newest":  {SessionPolicy: "newest", DevicePolicy: "allow", MaxSessionsPerUser: 1},
+		"newest, other devices": {SessionPolicy: "newest", MaxSessionsPerUser: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := inprocStart(t, locator.Config{}, config)
+			second := "web"
+			if config.DevicePolicy == "" {
+				second = "phone"
+			}
+			first := c.connect("alice", "web")
+			c.connect("bob", "web").alive() // another user is not concerned
+			try := func() inprocAnswer {
+				a, conn := inprocRaw(t, c.nodes[0].at.Listen, newInprocDial(c.locate("alice", second).Ticket).String())
+				_ = conn.Close()
+				return a
+			}
+			inprocProblem(t, try(), 409, wire.CodeTooManySessions)
+			first.alive()
+			if r := c.push("alice", `1`, ""); r.Delivered != 1 {
+				t.Errorf("delivered %d, want 1", r.Delivered)
+			}
+			first.expect("1")
+			_ = first.Close() // then there is room
+			inprocEventually(t, "the other one is let in", func() bool { return try().status == 101 })
+		})
+	}
+}
+
+// TestInprocRate has a locator and a node outside development mode: they are in
+// no ring, and need not be for this.
+func TestInprocRate(t *testing.T) {
+	c := inprocStart(t, locator.Config{})
+	l, err := locator.New(locator.Config{NATSURL: c.at.NATS, Cluster: "other", Listen: "127.0.0.1:0", AdminListen: "127.0.0.1:0",
+		APIKeys: []string{"key"}, UserJWTSecret: inprocSecret, RatePerAddress: 1, Log: c.log.logger()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Nobody in the cluster "more" probes these addresses.
+	n, err := wsnode.New(wsnode.Config{NATSURL: c.at.NATS, Cluster: "more", NodeID: "ws-1", Listen: "127.0.0.1:0", PeerListen: "127.0.0.1:0",
+		AdminListen: "127.0.0.1:0", NodeURL: "ws://node.invalid/v1/ws", PeerURL: "http://node.invalid", RatePerAddress: 1, Log: c.log.logger()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	inprocRun(t, "locator", l.Run)
+	inprocRun(t, "node", n.Run)
+	la, err := l.Addrs(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	na, err := n.Addrs(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	inprocAwaitLocator(t, la.Listen)
+	// A burst is four; the machine would have to take a second for each of the
+	// requests to let all of them pass.
+	flood := func(t *testing.T, request func(i int) inprocAnswer) (limited int) {
+		for i := range 40 {
+			if a := request(i); a.status == 429 {
+				inprocProblem(t, a, 429, wire.CodeRateLimited)
+				limited++
+			}
+		}
+		return limited
+	}
+	t.Run("dials", func(t *testing.T) {
+		got := flood(t, func(i int) inprocAnswer {
+			a, _ := inprocRaw(t, na.Listen, newInprocDial("x").String())
+			return a
+		})
+		if got == 0 || got > 36 { // four at once are always good
+			t.Errorf("%d of 40 dials were refused with 429", got)
+		}
+	})
+	t.Run("forwarded addresses do not count", func(t *testing.T) {
+		got := flood(t, func(i int) inprocAnswer {
+			d, ip := newInprocDial("x"), fmt.Sprintf("192.0.2.%d", i+1)
+			d.set("X-Forwarded-For", ip)
+			d.set("X-Real-IP", ip)
+			d.set("Forwarded", "for="+ip)
+			a, _ := inprocRaw(t, na.Listen, d.String())
+			return a
+		})
+		if got == 0 {
+			t.Error("40 dials under other forwarded addresses were not limited")
+		}
+	})
+	t.Run("locates", func(t *testing.T) {
+		got := flood(t, func(i int) inprocAnswer { return inprocDo(t, "POST", "http://"+la.Listen+"/v1/locate", nil) })
+		if got == 0 || got > 36 { // four at once are always good
+			t.Errorf("%d of 40 locates were refused with 429", got)
+		}
+	})
+	t.Run("calls with an api key are not counted", func(t *testing.T) {
+		got := flood(t, func(i int) inprocAnswer {
+			return inprocDo(t, "GET", "http://"+la.Listen+"/v1/ring", nil, "Authorization", "Bearer key")
+		})
+		if got != 0 {
+			t.Errorf("%d of 40 calls were refused with 429", got)
+		}
+	})
+}
+
+func TestInprocDraining(t *testing.T) {
+	c := inprocStart(t, locator.Config{}, wsnode.Config{}, wsnode.Config{})
+	n := c.nodes[0]
+	user := c.userOf(n.id)
+	w := c.connect(user, "web")
+	// The end of this handshake comes when the node has begun to drain. A second
+	// connection tells that the first one has been accepted.
+	d := newInprocDial(c.locate(user, "phone").Ticket).String()
+	late := inprocConnect(t, n.at.Listen)
+	late.send(d[:len(d)-2])
+	if a := inprocDo(t, "GET", "http://"+n.at.Listen+"/readyz", nil); a.status != 200 {
+		t.Fatalf("readyz: %d %s", a.status, a.body)
+	}
+	n.stop()
+	c.log.await(t, "event=draining", "node="+n.id)
+	late.send("\r\n")
+	inprocProblem(t, late.answer(), 503, wire.CodeDraining)
+	// It is no longer the owner, either, and says one of the two.
+	if code, reason := w.closed(); code != wire.CloseDraining && code != wire.CloseNotTheOwner {
+		t.Errorf("closed with %d (%s)", code, reason)
+	}
+	<-n.done
+	if l := c.locate(user, "web"); l.Node != "ws-2" {
+		t.Errorf("the user was sent to %s, which is gone", l.Node)
+	}
+	c.connect(user, "web").alive()
+}

@@ -1,0 +1,283 @@
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/dialring/dialring/internal/wire"
+)
+
+// process is a program under test.
+type process struct {
+	name string
+	cmd  *exec.Cmd
+	env  []string
+	done chan struct{}
+
+	mu    sync.Mutex
+	log   bytes.Buffer
+	lines chan map[string]any // parsed log lines with an event
+}
+
+// start runs a program with these settings and nothing of ours; it is killed
+// when the test ends.
+func start(t *testing.T, name, path string, env []string) *process {
+	t.Helper()
+	p := &process{name: name, cmd: exec.Command(path), env: env, done: make(chan struct{}), lines: make(chan map[string]any, 1024)}
+	for _, e := range os.Environ() {
+		if !strings.HasPrefix(e, "DIALRING_") {
+			p.cmd.Env = append(p.cmd.Env, e)
+		}
+	}
+	p.cmd.Env = append(p.cmd.Env, env...)
+	p.cmd.Dir = t.TempDir()
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, w := io.Pipe()
+	p.cmd.Stdout, p.cmd.Stderr = w, w
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var reading sync.WaitGroup
+	reading.Go(func() { p.read(out) })
+	go func() {
+		_ = p.cmd.Wait()
+		w.Close()
+		reading.Wait()
+		close(p.done)
+	}()
+	t.Cleanup(func() {
+		p.kill()
+		if t.Failed() {
+			t.Logf("log of %s:\n%s", name, p.text())
+		}
+		if s := p.text(); strings.Contains(s, "DATA RACE") || strings.Contains(s, "panic:") {
+			t.Errorf("%s: a race or a panic:\n%s", name, s)
+		}
+	})
+	return p
+}
+
+func (p *process) read(r io.Reader) {
+	for s := bufio.NewScanner(r); s.Scan(); {
+		p.mu.Lock()
+		p.log.Write(append(s.Bytes(), '\n'))
+		p.mu.Unlock()
+		var m map[string]any
+		if json.Unmarshal(s.Bytes(), &m) == nil && m["event"] != nil {
+			select {
+			case p.lines <- m:
+			default:
+			}
+		}
+	}
+}
+
+func (p *process) text() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.log.String()
+}
+
+// event waits for a log line with this event.
+func (p *process) event(t *testing.T, name string) map[string]any {
+	t.Helper()
+	deadline := time.After(patience)
+	for {
+		select {
+		case m := <-p.lines:
+			if m["event"] == name {
+				return m
+			}
+		case <-p.done:
+			t.Fatalf("%s ended before it logged %s:\n%s", p.name, name, p.text())
+		case <-deadline:
+			t.Fatalf("%s never logged %s", p.name, name)
+		}
+	}
+}
+
+func (p *process) kill() {
+	_ = p.cmd.Process.Kill()
+	<-p.done
+}
+
+// term sends SIGTERM and returns the exit status.
+func (p *process) term(t *testing.T) int {
+	t.Helper()
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-p.done:
+	case <-time.After(patience):
+		t.Fatalf("%s did not end after SIGTERM", p.name)
+	}
+	return p.cmd.ProcessState.ExitCode()
+}
+
+// locatorProc is a running locator.
+type locatorProc struct {
+	*process
+	addr, nats string
+}
+
+func startLocator(t *testing.T, env ...string) *locatorProc {
+	t.Helper()
+	base := []string{"DIALRING_DEV=true", "DIALRING_LOG_FORMAT=json", "DIALRING_LISTEN=127.0.0.1:0", "DIALRING_ADMIN_LISTEN=127.0.0.1:0"}
+	if !strings.Contains(strings.Join(env, " "), "DIALRING_NATS_URL") {
+		base = append(base, "DIALRING_NATS_LISTEN=127.0.0.1:0", "DIALRING_DATA_DIR="+t.TempDir())
+	}
+	l := &locatorProc{process: start(t, "locator", filepath.Join(bin, "locator"), append(base, env...))}
+	m := l.event(t, "listening")
+	l.addr, l.nats = m["listen"].(string), m["nats"].(string)
+	return l
+}
+
+// nodeProc is a running node.
+type nodeProc struct {
+	*process
+	id, addr, peer string
+	settings       []string
+}
+
+func startNode(t *testing.T, id, nats string, env ...string) *nodeProc {
+	t.Helper()
+	return startNodeAt(t, id, nats, "127.0.0.1:0", "127.0.0.1:0", env...)
+}
+
+func startNodeAt(t *testing.T, id, nats, addr, peer string, env ...string) *nodeProc {
+	t.Helper()
+	base := []string{"DIALRING_DEV=true", "DIALRING_LOG_FORMAT=json", "DIALRING_NODE_ID=" + id, "DIALRING_NATS_URL=" + nats,
+		"DIALRING_LISTEN=" + addr, "DIALRING_PEER_LISTEN=" + peer, "DIALRING_ADMIN_LISTEN=127.0.0.1:0"}
+	n := &nodeProc{process: start(t, id, filepath.Join(bin, "wsnode"), append(base, env...)), id: id, settings: env}
+	m := n.event(t, "listening")
+	n.addr, n.peer = m["listen"].(string), m["peer"].(string)
+	return n
+}
+
+// freePort returns a port that was free a moment ago.
+func freePort(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+func waitTCP(t *testing.T, addr string) {
+	t.Helper()
+	eventually(t, addr+" listens", func() bool {
+		c, err := net.Dial("tcp", addr)
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	})
+}
+
+// eventually polls what has no event to wait for.
+func eventually(t *testing.T, what string, ok func() bool) time.Duration {
+	t.Helper()
+	begin := time.Now()
+	for !ok() {
+		if time.Since(begin) > patience {
+			t.Fatalf("not within %s: %s", patience, what)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return time.Since(begin)
+}
+
+// call does a request to the API with the development key.
+func call(t *testing.T, method, url, body string) (int, []byte) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer dev")
+	req.Header.Set("Content-Type", "application/json")
+	req.Close = true
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, []byte(err.Error())
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return 0, []byte(err.Error())
+	}
+	return resp.StatusCode, b
+}
+
+func (l *locatorProc) ring(t *testing.T) wire.RingResponse {
+	t.Helper()
+	var r wire.RingResponse
+	status, b := call(t, "GET", "http://"+l.addr+"/v1/ring", "")
+	if status != 200 || json.Unmarshal(b, &r) != nil {
+		t.Fatalf("GET /v1/ring: %d %s", status, b)
+	}
+	return r
+}
+
+// members are the nodes that have a share, by id.
+func (l *locatorProc) members(t *testing.T) map[string]wire.RingNode {
+	t.Helper()
+	m := map[string]wire.RingNode{}
+	for _, n := range l.ring(t).Nodes {
+		if n.Share > 0 {
+			m[n.ID] = n
+		}
+	}
+	return m
+}
+
+// waitMembers waits until exactly these nodes are in the ring.
+func (l *locatorProc) waitMembers(t *testing.T, ids ...string) time.Duration {
+	t.Helper()
+	return eventually(t, fmt.Sprintf("the ring has %v", ids), func() bool {
+		m := l.members(t)
+		for _, id := range ids {
+			if _, ok := m[id]; !ok {
+				return false
+			}
+		}
+		return len(m) == len(ids)
+	})
+}
+
+func (l *locatorProc) push(t *testing.T, user, body string) wire.PushResult {
+	t.Helper()
+	var r wire.PushResult
+	status, b := call(t, "POST", "http://"+l.addr+"/v1/push/"+user+"?durable=false", body)
+	if status != 200 || json.Unmarshal(b, &r) != nil {
+		t.Fatalf("push to %s: %d %s", user, status, b)
+	}
+	return r
+}
+
+func (l *locatorProc) locate(t *testing.T, user, body string) wire.LocateResponse {
+	t.Helper()
+	var r wire.LocateResponse
+	status, b := call(t, "POST", "http://"+l.addr+"/v1/locate?user="+user, body)
+	if status != 200 || json.Unmarshal(b, &r) != nil {
+		t.Fatalf("locate %s: %d %s", user, status, b)
+	}
+	return r
+}
