@@ -2,9 +2,7 @@ package client
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/tls"
-	"encoding/base32"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -138,9 +136,7 @@ func New(cfg Config) (*Client, error) {
 		}
 	}
 	if cfg.Device == "" {
-		var b [10]byte
-		_, _ = rand.Read(b[:]) // never fails, by its documentation
-		cfg.Device = "go-" + strings.ToLower(base32.StdEncoding.EncodeToString(b[:]))
+		cfg.Device = "go-" + wire.RandomID(10)
 	}
 	if err := wire.CheckDevice(cfg.Device); err != nil {
 		return nil, fmt.Errorf("dialring: Config.Device: %w", err)

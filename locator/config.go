@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/dialring/dialring/internal/config"
+	"github.com/dialring/dialring/internal/wire"
 )
 
 // Config is a locator's settings. The zero value of a field means its default;
@@ -155,11 +156,5 @@ func hostID(boot string) string {
 	if err != nil {
 		host = "locator"
 	}
-	id := strings.Map(func(r rune) rune {
-		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
-			return r
-		}
-		return '-'
-	}, strings.ToLower(host))
-	return id[:min(len(id), 40)] + "-" + boot
+	return wire.HostID(host, 40) + "-" + boot
 }

@@ -135,7 +135,7 @@ func answer(b *peer.Batch, r peer.Reply) {
 func ownedBy(t testing.TB, l *Locator, id string) string {
 	t.Helper()
 	for i := range 10_000 {
-		u := "user-" + randomID(3) + string(rune('a'+i%26))
+		u := "user-" + wire.RandomID(3) + string(rune('a'+i%26))
 		if n, ok := l.rings.Current().Owner(u); ok && n.ID == id {
 			return u
 		}

@@ -1,8 +1,6 @@
 package locator
 
 import (
-	"crypto/rand"
-	"encoding/base32"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -33,7 +31,7 @@ func (l *Locator) asUser(next userHandler) echo.HandlerFunc {
 		r := c.Request()
 		l.origins.CORS(c.Response().Header(), r)
 		if !l.origins.Allow(r) {
-			return wire.NewProblem(http.StatusForbidden, wire.CodeForbidden, "pages of this origin may not locate; DIALRING_ALLOWED_ORIGINS of the locator lists those that may")
+			return wrongOrigin()
 		}
 		if p := l.limiter.Check(r); p != nil {
 			return p
@@ -70,6 +68,10 @@ func (l *Locator) locate(c echo.Context, user string, q url.Values) error {
 	l.metrics.locates.Inc()
 	c.Response().Header()["Cache-Control"] = noStore
 	return httpd.JSON(c.Response(), appendLocate(make([]byte, 0, 1024), user, req.Device, owner, t, cur))
+}
+
+func wrongOrigin() *wire.Problem {
+	return wire.NewProblem(http.StatusForbidden, wire.CodeForbidden, "pages of this origin may not locate; DIALRING_ALLOWED_ORIGINS of the locator lists those that may")
 }
 
 func badRequest(format string, args ...any) *wire.Problem {
@@ -131,7 +133,7 @@ func locateRequest(r *http.Request, q url.Values) (wire.LocateRequest, *wire.Pro
 		}
 	}
 	if req.Device == "" {
-		req.Device = "d-" + randomID(10)
+		req.Device = "d-" + wire.RandomID(10)
 	}
 	if err := wire.CheckDevice(req.Device); err != nil {
 		return req, badRequest("device: %v", err)
@@ -175,19 +177,10 @@ func (l *Locator) preflight(c echo.Context) error {
 	r, h := c.Request(), c.Response().Header()
 	l.origins.CORS(h, r)
 	if !l.origins.Allow(r) {
-		return wire.NewProblem(http.StatusForbidden, wire.CodeForbidden, "pages of this origin may not locate; DIALRING_ALLOWED_ORIGINS of the locator lists those that may")
+		return wrongOrigin()
 	}
 	h.Set("Access-Control-Allow-Methods", "GET, POST")
 	h.Set("Access-Control-Allow-Headers", "Authorization, Content-Type")
 	h.Set("Access-Control-Max-Age", "600")
 	return c.NoContent(http.StatusNoContent)
-}
-
-var idEncoding = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
-
-// randomID returns n random bytes as a-z 2-7.
-func randomID(n int) string {
-	b := make([]byte, n)
-	_, _ = rand.Read(b) // never fails, by its documentation
-	return idEncoding.EncodeToString(b)
 }

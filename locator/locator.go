@@ -60,7 +60,7 @@ func New(cfg Config) (*Locator, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	boot := randomID(5)
+	boot := wire.RandomID(5)
 	l := &Locator{cfg: cfg, log: cfg.Log, id: hostID(boot), signer: ticket.NewSigner(), keys: newAPIKeys(cfg.APIKeys),
 		listening: make(chan struct{})}
 	l.log = cfg.Log.With("locator", l.id)

@@ -5,7 +5,6 @@ import (
 	"net"
 	"net/url"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/dialring/dialring/internal/cluster"
@@ -101,7 +100,7 @@ func (c *Config) complete() error {
 		if err != nil {
 			return config.Errorf("the host name is unknown (%v): set DIALRING_NODE_ID", err)
 		}
-		c.NodeID = nodeID(host)
+		c.NodeID = wire.HostID(host, wire.MaxNodeID)
 	}
 	if err := wire.CheckNode(c.NodeID); err != nil {
 		return config.Errorf("DIALRING_NODE_ID: %v", err)
@@ -185,15 +184,4 @@ func reachable(a net.Addr) string {
 		host = "127.0.0.1"
 	}
 	return net.JoinHostPort(host, port)
-}
-
-// nodeID makes a host name a node id.
-func nodeID(host string) string {
-	id := strings.Map(func(r rune) rune {
-		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
-			return r
-		}
-		return '-'
-	}, strings.ToLower(host))
-	return id[:min(len(id), wire.MaxNodeID)]
 }

@@ -3,6 +3,8 @@ package wsnode
 import (
 	"net"
 	"testing"
+
+	"github.com/dialring/dialring/internal/wire"
 )
 
 // A NODE_URL without a path gets the contract's.
@@ -54,7 +56,7 @@ func TestConfigAdvertise(t *testing.T) {
 
 func TestConfigNodeID(t *testing.T) {
 	for host, want := range map[string]string{"WS-1": "ws-1", "ws_1.example.com": "ws-1-example-com", "é": "-"} {
-		if got := nodeID(host); got != want {
+		if got := wire.HostID(host, wire.MaxNodeID); got != want {
 			t.Errorf("%s: %s", host, got)
 		}
 	}

@@ -4,8 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/rand"
-	"encoding/base32"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -100,7 +98,7 @@ func (n *Node) admit(r *http.Request) (*wire.Problem, *session) {
 	if !n.owns(nil, []byte(t.User), n.rings.Current()) {
 		return n.misdirected(), nil
 	}
-	s := &session{id: newSessionID(), user: t.User, device: t.Device, remote: r.RemoteAddr, connectedAt: time.Now(),
+	s := &session{id: wire.RandomID(10), user: t.User, device: t.Device, remote: r.RemoteAddr, connectedAt: time.Now(),
 		node: n, writing: true, since0: since}
 	s.pingAt = n.seconds() + n.pingEvery
 	n.admission.Lock()
@@ -305,12 +303,4 @@ func (n *Node) welcome(s *session) []byte {
 	}
 	s.since0 = ""
 	return b
-}
-
-var sessionEncoding = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
-
-func newSessionID() string {
-	var b [10]byte
-	_, _ = rand.Read(b[:]) // never fails, by its documentation
-	return sessionEncoding.EncodeToString(b[:])
 }

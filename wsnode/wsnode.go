@@ -77,7 +77,7 @@ func New(cfg Config) (*Node, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg, signer: ticket.NewSigner(), boot: newSessionID(), start: time.Now(), hub: newHub(), beatNow: make(chan struct{}, 1), listening: make(chan struct{})}
+	n := &Node{cfg: cfg, signer: ticket.NewSigner(), boot: wire.RandomID(10), start: time.Now(), hub: newHub(), beatNow: make(chan struct{}, 1), listening: make(chan struct{})}
 	n.log = cfg.Log.With("node", cfg.NodeID)
 	n.origins = httpd.Origins{Allowed: cfg.AllowedOrigins, Dev: cfg.dev}
 	rate := cfg.RatePerAddress

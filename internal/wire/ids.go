@@ -4,6 +4,8 @@
 package wire
 
 import (
+	"crypto/rand"
+	"encoding/base32"
 	"errors"
 	"fmt"
 	"net/url"
@@ -19,6 +21,26 @@ const (
 	MaxNodeID   = 63
 	MaxCursor   = 64
 )
+
+var idEncoding = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
+
+// RandomID returns n random bytes as a-z 2-7, which every kind of id may hold.
+func RandomID(n int) string {
+	b := make([]byte, n)
+	_, _ = rand.Read(b) // never fails, by its documentation
+	return idEncoding.EncodeToString(b)
+}
+
+// HostID makes of a host name what a node id may hold, of at most limit bytes.
+func HostID(host string, limit int) string {
+	id := strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
+			return r
+		}
+		return '-'
+	}, strings.ToLower(host))
+	return id[:min(len(id), limit)]
+}
 
 // CheckUser reports why id is no user id: 1 to 128 bytes of valid UTF-8 without
 // control characters.
