@@ -1,0 +1,6 @@
+//go:build race
+
+package ring
+
+// How many nodes TestSimulation has, and how often the ring changes.
+const simulatedNodes, simulatedChanges = 100, 10
