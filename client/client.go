@@ -71,8 +71,9 @@ type State int
 
 // A Client's states.
 //
-//	Waiting -> Locating -> Dialing -> Connected
-//	   ^          |           |           |
+//	Waiting -> Locating -> Dialing -> Connected --+
+//	   ^          |           |           |   ^   | moves: Connected again,
+//	   |          |           |           |   +---+ with another Node
 //	   +----------+-----------+-----------+   when it fails or ends
 //	                                          (or Stopped, for good)
 const (
@@ -104,18 +105,19 @@ type Event struct {
 // Client receives the messages of one user's device. Make it with New; Run runs
 // it. All methods may be called concurrently.
 type Client struct {
-	cfg Config
+	cfg     Config
+	recheck time.Duration // the shortest time after which it locates again unasked
 
-	mu      sync.Mutex
-	last    Event
-	running bool
+	mu       sync.Mutex
+	last     Event
+	running  bool
+	failed   map[string]time.Time // nodes that could not be reached, and when
+	refusals int                  // of the token, in a row
 
 	// Run's own.
-	failed   map[string]time.Time // nodes that could not be reached, and when
-	seen     seen
-	attempt  int
-	retry    wire.Retry
-	refusals int // of the token, in a row
+	seen    seen
+	attempt int
+	retry   wire.Retry
 }
 
 // New checks the settings. It does no I/O.
@@ -147,7 +149,7 @@ func New(cfg Config) (*Client, error) {
 	if cfg.HTTP == nil {
 		cfg.HTTP = &http.Client{Timeout: 10 * time.Second}
 	}
-	return &Client{cfg: cfg, failed: map[string]time.Time{}, retry: wire.DefaultRetry}, nil
+	return &Client{cfg: cfg, recheck: recheckAfter, failed: map[string]time.Time{}, retry: wire.DefaultRetry}, nil
 }
 
 // StaticToken is a Config.Token that always returns the same token.

@@ -3,10 +3,11 @@ package client
 import (
 	"context"
 	"crypto/tls"
-	"encoding/json"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -32,9 +33,11 @@ const (
 // receive; gws's callbacks all come from it.
 type conn struct {
 	gws.BuiltinEventHandler
+	node   string
 	ws     *gws.Conn
-	frames chan []byte   // closed when the reader has ended
-	done   chan struct{} // closed when nobody takes frames any more
+	frames chan []byte // closed when the reader has ended
+
+	welcomed bool // run's own
 
 	mu       sync.Mutex
 	code     int // of the close frame that came
@@ -42,6 +45,7 @@ type conn struct {
 	err      error
 	interval time.Duration // of the node's pings; 0: not known yet
 	watch    *time.Timer   // ends the connection when nothing was heard for long
+	leaving  bool          // goodbye was said: nothing more is sent
 }
 
 // dial connects to the node that loc names, up to the first frame after.
@@ -51,7 +55,7 @@ func (c *Client) dial(ctx context.Context, loc *wire.LocateResponse) (*conn, *en
 	defer cancel()
 	fail := func(err error) *ended {
 		if whole.Err() == nil { // else it was the client that gave up
-			c.failed[loc.Node] = time.Now()
+			c.noteFailed(loc.Node)
 		}
 		return &ended{err: fmt.Errorf("dialring: dial %s: %w", loc.Node, err)}
 	}
@@ -63,7 +67,7 @@ func (c *Client) dial(ctx context.Context, loc *wire.LocateResponse) (*conn, *en
 	if err != nil {
 		return nil, fail(err)
 	}
-	k := &conn{frames: make(chan []byte), done: make(chan struct{})}
+	k := &conn{node: loc.Node, frames: make(chan []byte)}
 	stop := context.AfterFunc(ctx, func() { _ = nc.Close() })
 	h := http.Header{}
 	h.Set("Sec-WebSocket-Protocol", wire.Subprotocol)
@@ -151,16 +155,19 @@ func (k *conn) OnMessage(_ *gws.Conn, m *gws.Message) {
 	// The handler is slow: until it takes the frame nothing is read, and that
 	// nothing is heard is not the node's fault.
 	k.watch.Stop()
-	select {
-	case k.frames <- b:
-	case <-k.done:
-	}
+	k.frames <- b // whoever ends the connection takes what is left
 	k.heard()
 }
 
 // OnPing answers the node's ping.
 func (k *conn) OnPing(_ *gws.Conn, payload []byte) {
 	k.heard()
+	k.mu.Lock()
+	leaving := k.leaving
+	k.mu.Unlock()
+	if leaving { // the node may have closed: its reset would drop what was not read yet
+		return
+	}
 	_ = k.ws.NetConn().SetWriteDeadline(time.Now().Add(writeTimeout))
 	_ = k.ws.WritePong(payload)
 }
@@ -203,82 +210,45 @@ func (k *conn) ended(code int, reason string, err error) {
 func (k *conn) heard() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.interval > 0 {
+	if k.leaving {
+		k.watch.Reset(closeTimeout)
+	} else if k.interval > 0 {
 		k.watch.Reset(2*k.interval + 5*time.Second)
 	} else {
 		k.watch.Reset(dialTimeout) // welcome is still to come
 	}
 }
 
-func (k *conn) silent() {
-	k.ended(0, "", errors.New("nothing was heard from the node for too long"))
-	_ = k.ws.NetConn().Close()
+// leave says goodbye and reads on: what the node sent before it hears that still
+// comes, however slow the handler is. The connection ends when the node closes
+// it, or when nothing more came for a while.
+func (k *conn) leave() {
+	k.mu.Lock()
+	k.leaving = true
+	k.mu.Unlock()
+	_ = k.ws.NetConn().SetWriteDeadline(time.Now().Add(closeTimeout))
+	_, _ = k.ws.NetConn().Write(goodbye()) // gws would close the socket behind it
+	k.heard()
 }
 
-// receive takes frames until the connection ends, or closes it when ctx does.
-func (c *Client) receive(ctx context.Context, k *conn, loc *wire.LocateResponse, queue chan<- Message) ended {
-	left := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(left)
-		close(k.done)
-		_ = k.ws.NetConn().SetWriteDeadline(time.Now().Add(closeTimeout))
-		_ = k.ws.WriteClose(wire.CloseNormal, nil)
-		_ = k.ws.NetConn().Close()
-	})
-	for b := range k.frames {
-		if ctx.Err() != nil {
-			continue // until the reader has ended
-		}
-		c.frame(ctx, k, loc, b, queue)
-	}
-	if stop() {
-		_ = k.ws.NetConn().Close()
-	} else {
-		<-left
-	}
+// goodbye is a close frame with 1000, masked as RFC 6455, 5.3, asks of clients.
+func goodbye() []byte {
+	var mask [4]byte
+	binary.BigEndian.PutUint32(mask[:], rand.Uint32())
+	return append(append([]byte{0x88, 0x82}, mask[:]...), wire.CloseNormal>>8^mask[0], wire.CloseNormal&0xff^mask[1])
+}
+
+// why tells how the connection ended.
+func (k *conn) why() ended {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.err == nil {
 		k.err = io.EOF
 	}
-	return ended{err: k.err, code: k.code, text: k.reason}
+	return ended{err: k.err, code: k.code, text: k.reason, node: k.node}
 }
 
-// frame handles one frame of the node; types it does not know it ignores.
-func (c *Client) frame(ctx context.Context, k *conn, loc *wire.LocateResponse, b []byte, queue chan<- Message) {
-	var t struct {
-		Type string `json:"type"`
-	}
-	if json.Unmarshal(b, &t) != nil {
-		return
-	}
-	switch t.Type {
-	case wire.TypeWelcome:
-		var w wire.Welcome
-		if json.Unmarshal(b, &w) != nil {
-			return
-		}
-		k.mu.Lock()
-		k.interval = millis(w.PingIntervalMS)
-		if k.interval == 0 {
-			k.interval = usualPing
-		}
-		k.mu.Unlock()
-		k.heard()
-		c.tell(Event{State: Connected, Node: loc.Node, Session: w.Session})
-	case wire.TypeMessage:
-		var m wire.Message
-		if json.Unmarshal(b, &m) != nil || c.seen.has(m.ID) {
-			return
-		}
-		out := Message{ID: m.ID, Time: m.Time, From: m.From, Seq: m.Seq, Data: m.Data, JSON: true}
-		if m.Data == nil {
-			out.Data, out.JSON = m.DataB64, false
-		}
-		select {
-		case queue <- out:
-			c.seen.add(m.ID)
-		case <-ctx.Done():
-		}
-	}
+func (k *conn) silent() {
+	k.ended(0, "", errors.New("nothing was heard from the node for too long"))
+	_ = k.ws.NetConn().Close()
 }

@@ -35,7 +35,9 @@ func (c *Client) locate(ctx context.Context) (*wire.LocateResponse, *ended) {
 	for _, i := range rand.Perm(len(c.cfg.Locators)) {
 		loc, e := c.locateAt(ctx, c.cfg.Locators[i], token, body)
 		if e == nil {
+			c.mu.Lock()
 			c.refusals = 0
+			c.mu.Unlock()
 			return loc, nil
 		}
 		e.after = max(e.after, last.after) // whoever asked for more time gets it
@@ -85,14 +87,29 @@ func (c *Client) locateAt(ctx context.Context, base, token string, body []byte) 
 func (c *Client) refused(e *APIError) *ended {
 	final := e.Status >= 400 && e.Status < 500 && e.Status != http.StatusTooManyRequests && e.Status != http.StatusRequestTimeout
 	if e.Status == http.StatusUnauthorized {
+		c.mu.Lock()
 		c.refusals++
 		final = c.refusals > 1
+		c.mu.Unlock()
 	}
 	out := &ended{err: e, after: e.RetryAfter}
 	if final {
 		out.stop = &StoppedError{Status: e.Status, Reason: e.Detail}
 	}
 	return out
+}
+
+// refusalsNow and setRefusals are for a locate that does not count.
+func (c *Client) refusalsNow() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.refusals
+}
+
+func (c *Client) setRefusals(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.refusals = n
 }
 
 // APIError is an answer of a locator or node that is not 200.

@@ -19,6 +19,9 @@ const (
 	failedFor = time.Minute
 	// maxWait bounds what a server may ask a client to wait.
 	maxWait = time.Hour
+	// recheckAfter is how long a client trusts that the node would tell it to
+	// move; then, and up to as long again, it asks a locator.
+	recheckAfter = 5 * time.Minute
 )
 
 // ended is how one attempt, or one connection, ended.
@@ -28,6 +31,7 @@ type ended struct {
 	text  string        // the close frame's reason
 	after time.Duration // Retry-After
 	stop  *StoppedError
+	node  string // whose connection ended
 }
 
 // loop is the life of a Client: see State for the picture. Every locate, dial
@@ -64,6 +68,11 @@ func (c *Client) backoff(code int) time.Duration {
 	if n == 0 && wire.ActionFor(code) == wire.RetryNow {
 		return rand.N(shortJitter)
 	}
+	return c.jitter(n)
+}
+
+// jitter is the wait after n failed attempts.
+func (c *Client) jitter(n int) time.Duration {
 	most := millis(c.retry.MaxMS)
 	ceiling := min(millis(c.retry.BaseMS), most)
 	for ; n > 0 && ceiling < most; n-- {
@@ -99,7 +108,7 @@ func (c *Client) once(ctx context.Context, queue chan<- Message, last error) end
 		return *e
 	}
 	start := time.Now()
-	end := c.receive(ctx, conn, loc, queue)
+	end := c.receive(ctx, conn, queue)
 	if time.Since(start) >= settled {
 		c.attempt = 0
 	}
@@ -108,13 +117,22 @@ func (c *Client) once(ctx context.Context, queue chan<- Message, last error) end
 	case wire.ActionFor(end.code) == wire.Stop:
 		end.stop = &StoppedError{Code: end.code, Reason: end.text}
 	case end.code == 0:
-		c.failed[loc.Node] = time.Now()
+		c.noteFailed(end.node)
 	}
 	return end
 }
 
+// noteFailed remembers that a node could not be reached, or was lost.
+func (c *Client) noteFailed(node string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.failed[node] = time.Now()
+}
+
 // failedNodes lists the nodes to report to the locator.
 func (c *Client) failedNodes() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	var out []string
 	for id, at := range c.failed {
 		if time.Since(at) > failedFor {
