@@ -36,8 +36,8 @@ func within(t *testing.T, n, code int, retry wire.Retry, ceiling time.Duration) 
 
 func TestBackoff(t *testing.T) {
 	for n, ceiling := range map[int]time.Duration{
-		0: 500 * time.Millisecond, 1: time.Second, 2: 2 * time.Second, 5: 16 * time.Second, 6: 30 * time.Second,
-		7: 30 * time.Second, 29: 30 * time.Second, 30: 30 * time.Second, 31: 30 * time.Second, 63: 30 * time.Second, 64: 30 * time.Second, 100_000: 30 * time.Second,
+		0: 200 * time.Millisecond, 1: 400 * time.Millisecond, 2: 800 * time.Millisecond, 5: 6400 * time.Millisecond, 7: 25600 * time.Millisecond,
+		8: 30 * time.Second, 29: 30 * time.Second, 30: 30 * time.Second, 31: 30 * time.Second, 63: 30 * time.Second, 64: 30 * time.Second, 100_000: 30 * time.Second,
 	} {
 		for _, code := range []int{0, 1000, 1006, 3000, 4100, 4104, 4199, 4300} {
 			within(t, n, code, wire.DefaultRetry, ceiling)

@@ -70,7 +70,7 @@ func join(t testing.TB, l *Locator, id string, handle func(n *fakeNode, b *peer.
 	}
 	n.http = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == peer.Path {
-			if err := n.links.Upgrade(w, r); err != nil {
+			if err := n.links.Upgrade(w, r, "test"); err != nil {
 				t.Errorf("link: %v", err)
 			}
 			return
@@ -87,7 +87,8 @@ func join(t testing.TB, l *Locator, id string, handle func(n *fakeNode, b *peer.
 	go func() {
 		defer close(beating)
 		for ctx.Err() == nil {
-			nats.BeatNode(cluster.NodeBeat{ID: id, Boot: "boot-" + id, URL: "ws" + strings.TrimPrefix(n.http.URL, "http") + "/v1/ws",
+			epoch := l.rings.Current().Epoch
+			cluster.BeatNode(nats, cluster.NodeBeat{Epoch: epoch, Settled: epoch, ID: id, Boot: "boot-" + id, URL: "ws" + strings.TrimPrefix(n.http.URL, "http") + "/v1/ws",
 				PeerURL: n.http.URL, Weight: 1, State: wire.StateActive, Time: time.Now()})
 			select {
 			case <-ctx.Done():

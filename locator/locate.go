@@ -48,8 +48,8 @@ func (l *Locator) asUser(next userHandler) echo.HandlerFunc {
 	}
 }
 
-// locate tells a client which node owns its user. Nothing on this path does
-// I/O: the ring and the keys are in memory.
+// locate tells a client which node owns its user, and after a crash when to dial
+// it. Nothing on this path does I/O: the ring and the keys are in memory.
 func (l *Locator) locate(c echo.Context, user string, q url.Values) error {
 	r := c.Request()
 	req, p := locateRequest(r, q)
@@ -59,15 +59,21 @@ func (l *Locator) locate(c echo.Context, user string, q url.Values) error {
 	for _, id := range req.Failed {
 		l.keeper.Failed(id)
 	}
-	cur := l.rings.Current()
-	owner, ok := cur.Owner(user)
+	owner, cur, ok := l.owner(r.Context(), user)
 	if !ok {
 		return noNodes()
 	}
-	t := l.signer.Ticket(ticket.Ticket{User: user, Device: req.Device, Node: owner.ID, Epoch: cur.Epoch}, time.Now())
+	now := time.Now()
+	wait, ok := l.storm.dialAfter(cur, owner, user, l.keeper.Locators, now)
+	if !ok {
+		p := wire.NewProblem(http.StatusServiceUnavailable, wire.CodeRateLimited, "many clients of a node that is gone connect again: locate again later")
+		p.Header = [2]string{"Retry-After", strconv.Itoa(int((wait - maxDialIn/2) / time.Second))}
+		return p
+	}
+	t := l.signer.Ticket(ticket.Ticket{User: user, Device: req.Device, Node: owner.ID, Epoch: cur.Epoch}, now)
 	l.metrics.locates.Inc()
 	c.Response().Header()["Cache-Control"] = noStore
-	return httpd.JSON(c.Response(), appendLocate(make([]byte, 0, 1024), user, req.Device, owner, t, cur))
+	return httpd.JSON(c.Response(), appendLocate(make([]byte, 0, 1024), user, req.Device, owner, t, cur, wait))
 }
 
 func wrongOrigin() *wire.Problem {
@@ -150,7 +156,7 @@ func locateRequest(r *http.Request, q url.Values) (wire.LocateRequest, *wire.Pro
 var noStore = []string{"no-store"} // net/http only reads it
 
 // appendLocate appends a wire.LocateResponse; a test compares the two.
-func appendLocate(b []byte, user, device string, n *ring.Node, ticket string, cur *ring.Ring) []byte {
+func appendLocate(b []byte, user, device string, n *ring.Node, ticket string, cur *ring.Ring, wait time.Duration) []byte {
 	field := func(name, value string) {
 		b = append(b, name...)
 		b = wire.AppendString(b, value)
@@ -163,7 +169,9 @@ func appendLocate(b []byte, user, device string, n *ring.Node, ticket string, cu
 	b = append(b, locateTail...)
 	b = strconv.AppendUint(b, cur.Epoch, 10)
 	field(`,"hash":`, cur.Hash)
-	b = append(b, `},"dial_after_ms":0,"retry":{"base_ms":`...)
+	b = append(b, `},"dial_after_ms":`...)
+	b = strconv.AppendInt(b, (wait + time.Millisecond - 1).Milliseconds(), 10)
+	b = append(b, `,"retry":{"base_ms":`...)
 	b = strconv.AppendInt(b, wire.DefaultRetry.BaseMS, 10)
 	b = append(b, `,"max_ms":`...)
 	b = strconv.AppendInt(b, wire.DefaultRetry.MaxMS, 10)

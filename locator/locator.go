@@ -44,6 +44,7 @@ type Locator struct {
 	book    *cluster.Keys
 	keeper  *cluster.Keeper
 	router  *router
+	storm   storm
 	metrics *metrics
 
 	listening chan struct{}
@@ -124,9 +125,10 @@ func (l *Locator) Run(ctx context.Context) error {
 	}
 	defer l.nats.Close()
 	l.rings = cluster.NewRings(l.nats, l.log)
-	l.book = cluster.NewKeys(l.nats, l.log, l.signer, "locator:"+l.id)
+	l.book = cluster.NewKeys(l.nats, l.rings, l.log, l.signer, "locator:"+l.id)
 	l.keeper = cluster.NewKeeper(l.nats, l.rings, l.log, l.id, l.cfg.dev)
-	l.router = &router{rings: l.rings, keeper: l.keeper, signer: l.signer, self: l.id, log: l.log, links: map[string]*nodeLink{}}
+	l.router = newRouter(l.rings, l.keeper, l.signer, "locator:"+l.id, l.log)
+	l.keeper.Behind = l.router.sendRing
 	l.metrics = l.newMetrics()
 
 	g.Go(func() error { return l.rings.Run(background) })
@@ -158,7 +160,12 @@ func (l *Locator) handler() http.Handler {
 	e.POST("/v1/push/*", l.pushOne, l.keys.require, l.started)
 	e.POST("/v1/push", l.pushMany, l.keys.require, l.started)
 	e.POST("/v1/broadcast", l.broadcast, l.keys.require, l.started)
+	e.GET("/v1/users/*", l.getUser, l.keys.require, l.started)
+	e.DELETE("/v1/users/*", l.kick, l.keys.require, l.started)
+	e.POST("/v1/presence", l.presence, l.keys.require, l.started)
 	e.GET("/v1/ring", l.getRing, l.keys.require)
+	e.POST("/v1/ring/plan", l.plan, l.keys.require, l.started)
+	e.POST("/v1/nodes/:node/drain", l.drain, l.keys.require, l.started)
 	e.GET("/healthz", echo.WrapHandler(http.HandlerFunc(httpd.Healthz)))
 	e.GET("/readyz", echo.WrapHandler(httpd.Readyz(l.ready)))
 	return e
@@ -210,7 +217,8 @@ func (l *Locator) beat(ctx context.Context) {
 		}
 		select {
 		case <-l.book.Published():
-			l.nats.BeatLocator(cluster.LocatorBeat{ID: l.id, Epoch: l.rings.Current().Epoch, KID: l.signer.KID, Time: time.Now()})
+			cluster.BeatLocator(l.nats, cluster.LocatorBeat{ID: l.id, Epoch: l.rings.Current().Epoch, KID: l.signer.KID, Time: time.Now(),
+				Suspects: l.keeper.Suspects()})
 		default:
 		}
 	}

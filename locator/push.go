@@ -93,6 +93,9 @@ func (l *Locator) result(j *job) (wire.PushResult, *wire.Problem) {
 	if j.problem == nil && j.Reply.Status == peer.StatusBad {
 		j.problem = wire.NewProblem(http.StatusServiceUnavailable, wire.CodeInternal, "node %s does not understand this push: it runs another version", j.owner.ID)
 	}
+	if j.problem == nil && j.Reply.Status == peer.StatusUnsure {
+		j.problem = wire.NewProblem(http.StatusGatewayTimeout, wire.CodeOwnerUnreachable, "the user is moving to node %s, and the former owner took the message and did not answer: it may have been delivered", j.owner.ID)
+	}
 	if j.problem != nil {
 		l.metrics.pushes.WithLabelValues(string(j.problem.Code)).Inc()
 		return wire.PushResult{}, j.problem

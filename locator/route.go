@@ -5,7 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
-	"sync"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -29,6 +29,8 @@ const (
 //	owner by the ring --> call --> reply ok: done
 //	     ^                  |
 //	     |                  +--> misdirected: wait for the newer ring ---+
+//	     |                  +--> the user is moving, and the former -----+
+//	     |                  |    owner cannot be reached                 |
 //	     |                  +--> unreachable: have it probed, wait -------+
 //	     +---------------------------- until 3 s are over ----------------+
 //
@@ -39,82 +41,57 @@ const (
 type router struct {
 	rings  *cluster.Rings
 	keeper *cluster.Keeper
-	signer *ticket.Signer
-	self   string
 	log    *slog.Logger
-
-	mu     sync.Mutex
-	links  map[string]*nodeLink
-	closed bool
-	wg     sync.WaitGroup // links that are being closed
+	links  peer.Pool
 }
 
-type nodeLink struct {
-	node ring.Node
-	*peer.Link
+func newRouter(rings *cluster.Rings, keeper *cluster.Keeper, signer *ticket.Signer, self string, log *slog.Logger) *router {
+	r := &router{rings: rings, keeper: keeper, log: log}
+	r.links.Token = func(node string) string { return signer.Peer(self, node, time.Now()) }
+	r.links.Broken = keeper.Failed // a killed process: known at once
+	return r
 }
 
-// linkOf returns the link to a node, and a new one if its process or address
-// is new.
-func (r *router) linkOf(n *ring.Node) *peer.Link {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	l := r.links[n.ID]
-	if l != nil && l.node.Boot == n.Boot && l.node.PeerURL == n.PeerURL {
-		return l.Link
-	}
-	if l != nil {
-		r.retireLocked(l)
-	}
-	id := n.ID
-	l = &nodeLink{*n, peer.NewLink(n.PeerURL, func() string { return r.signer.Peer(r.self, id, time.Now()) })}
-	l.Broken = func() { r.keeper.Failed(id) } // a killed process: known at once
-	if r.closed {
-		l.Close()
-		return l.Link
-	}
-	r.links[id] = l
-	return l.Link
-}
+func (r *router) linkOf(n *ring.Node) *peer.Link { return r.links.Get(n.ID, n.Boot, n.PeerURL) }
 
-// retireLocked closes a link once its calls are answered, or after pushTimeout.
-func (r *router) retireLocked(l *nodeLink) {
-	delete(r.links, l.node.ID)
-	r.wg.Go(func() {
-		for end := time.Now().Add(pushTimeout); !l.Idle() && time.Now().Before(end); {
-			time.Sleep(retryPause)
-		}
-		l.Close()
-	})
-}
+// reopen is how often a link that is down is tried again.
+const reopen = time.Second
 
-// run closes the links to nodes that left the ring, and all of them when ctx ends.
+// run keeps a link to every node of the ring, pushes or not, so that a process
+// that dies is missed at once, until ctx ends.
 func (r *router) run(ctx context.Context) {
+	again := time.NewTicker(reopen)
+	defer again.Stop()
 	for {
 		changed := r.rings.Changed()
 		cur := r.rings.Current()
-		r.mu.Lock()
-		for id, l := range r.links {
-			if n, in := cur.Find(id); !in || n.Boot != l.node.Boot {
-				r.retireLocked(l)
-			}
+		r.links.Retain(func(id, boot string) bool {
+			n, known := cur.Process(id)
+			return known && n.Boot == boot
+		})
+		for _, n := range slices.Concat(cur.Nodes, cur.Leaving) {
+			r.linkOf(&n).Open()
 		}
-		r.mu.Unlock()
 		select {
 		case <-changed:
-			continue
+		case <-again.C:
 		case <-ctx.Done():
+			r.links.Close()
+			return
 		}
-		r.mu.Lock()
-		r.closed = true
-		for _, l := range r.links {
-			l.Close()
-		}
-		clear(r.links)
-		r.mu.Unlock()
-		r.wg.Wait()
+	}
+}
+
+// sendRing hands the ring to a node that did not take it from NATS.
+func (r *router) sendRing(n ring.Node, d ring.Document) {
+	b, err := d.Encode()
+	if err != nil {
+		r.log.Error("the ring cannot be encoded", "event", "ring_unsent", "error", err)
 		return
 	}
+	r.linkOf(&n).Do(&peer.Call{Op: peer.OpRing, JSON: true, Body: b, Done: func(c *peer.Call) {
+		r.log.Info("a node was handed the ring", "event", "ring_sent", "node", n.ID, "epoch", d.Epoch, "error", c.Err, "status", c.Reply.Status)
+	}})
 }
 
 // job is one push on its way. Its call's fields are set by the caller.
@@ -159,7 +136,7 @@ func (r *router) send(ctx context.Context, j *job) {
 		j.group.one(len(j.Body))
 		return
 	}
-	j.Ring = wire.RingRef{Epoch: cur.Epoch, Hash: cur.Hash}
+	j.Ring = cur.Ref()
 	j.owner, j.epoch = *owner, cur.Epoch
 	start := time.Now()
 	j.Done = func(*peer.Call) {
@@ -177,7 +154,7 @@ func (r *router) send(ctx context.Context, j *job) {
 
 // settled tells whether the call needs no further attempt.
 func (j *job) settled() bool {
-	return j.Err == nil && (j.Reply.Status == peer.StatusOK || j.Reply.Status == peer.StatusBad)
+	return j.Err == nil && j.Reply.Status != peer.StatusMisdirected && j.Reply.Status != peer.StatusUnreached
 }
 
 // again repeats a job until it is settled or end is reached.
@@ -199,16 +176,19 @@ func (r *router) again(ctx context.Context, j *job, end time.Time) {
 		j.owner, j.epoch = *owner, cur.Epoch
 		// A call of its own for each attempt: one that is given up may still end.
 		c := j.Call
-		c.Ring = wire.RingRef{Epoch: cur.Epoch, Hash: cur.Hash}
+		c.Ring = cur.Ref()
 		c.Reply, c.Err = peer.Reply{}, nil
 		done := make(chan struct{})
 		c.Done = func(*peer.Call) { close(done) }
-		r.linkOf(owner).Do(&c)
+		link := r.linkOf(owner)
+		link.Do(&c)
 		select {
 		case <-done:
 			j.Call = c
 		case <-ctx.Done():
-			j.Err = peer.ErrLost
+			if j.Err = peer.ErrLost; link.Withdraw(&c) {
+				j.Err = peer.ErrUnreachable
+			}
 		}
 		if j.settled() {
 			return
@@ -249,6 +229,12 @@ func (r *router) waitFor(ctx context.Context, j *job, changed <-chan struct{}) *
 	case <-time.After(retryPause):
 		return nil
 	case <-ctx.Done():
+		switch {
+		case j.Err == nil && j.Reply.Status == peer.StatusMisdirected:
+			return wire.NewProblem(503, wire.CodeOwnerUnreachable, "this locator goes by an old ring (epoch %d, node %s has %d) and NATS does not give it the new one; the message was not delivered: ask another locator", j.epoch, j.owner.ID, j.Peer.Epoch)
+		case j.Err == nil && j.Reply.Status == peer.StatusUnreached:
+			return wire.NewProblem(503, wire.CodeOwnerUnreachable, "the user is moving to node %s, which cannot reach the former owner; the message was not delivered", j.owner.ID)
+		}
 		return wire.NewProblem(503, wire.CodeOwnerUnreachable, "node %s, which owns this user, cannot be reached; the message was not delivered", j.owner.ID)
 	}
 }
@@ -257,17 +243,18 @@ func (r *router) waitFor(ctx context.Context, j *job, changed <-chan struct{}) *
 func (r *router) broadcast(id string, body []byte) wire.BroadcastResult {
 	cur := r.rings.Current()
 	res := wire.BroadcastResult{Failed: []string{}}
-	g := newGroup(len(cur.Nodes) + 1)
-	calls := make([]peer.Call, len(cur.Nodes))
-	for i := range cur.Nodes {
-		n := &cur.Nodes[i]
-		calls[i] = peer.Call{Op: peer.OpBroadcast, Ring: wire.RingRef{Epoch: cur.Epoch, Hash: cur.Hash}, ID: id, JSON: true, Body: body,
+	nodes := slices.Concat(cur.Nodes, cur.Leaving) // who leaves may still hold sessions
+	g := newGroup(len(nodes) + 1)
+	calls := make([]peer.Call, len(nodes))
+	for i := range nodes {
+		n := &nodes[i]
+		calls[i] = peer.Call{Op: peer.OpBroadcast, Ring: cur.Ref(), ID: id, JSON: true, Body: body,
 			Done: func(*peer.Call) { g.one(0) }}
 		r.linkOf(n).Do(&calls[i])
 	}
 	g.one(0)
 	<-g.done
-	for i, n := range cur.Nodes {
+	for i, n := range nodes {
 		if c := &calls[i]; c.Err != nil || c.Reply.Status != peer.StatusOK {
 			res.Failed = append(res.Failed, n.ID)
 			if c.Err != nil {

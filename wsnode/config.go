@@ -30,9 +30,12 @@ type Config struct {
 	AdminListen string `env:"ADMIN_LISTEN" default:"127.0.0.1:8091" desc:"address for metrics, health and, on loopback, profiles"`
 
 	Weight       int           `env:"WEIGHT" default:"1" desc:"share of the ring, 1 to 64"`
-	AcceptRate   int           `env:"ACCEPT_RATE" default:"500" desc:"handshakes a second that it asks others to send at most (announced; locators do not heed it yet)"`
-	MoveDeadline time.Duration `env:"MOVE_DEADLINE" default:"20s" desc:"how long a session that was told to move may stay (sessions are not moved yet)"`
-	DrainTimeout time.Duration `env:"DRAIN_TIMEOUT" default:"60s" desc:"longest time from SIGTERM until it closes its sessions"`
+	AcceptRate   int           `env:"ACCEPT_RATE" default:"500" desc:"handshakes a second that it asks others to send at most"`
+	MoveDeadline time.Duration `env:"MOVE_DEADLINE" default:"20s" desc:"how long a session that was told to move may stay"`
+	DrainTimeout time.Duration `env:"DRAIN_TIMEOUT" default:"60s" desc:"longest time from SIGTERM until it closes the sessions that are left"`
+	RestartGrace time.Duration `env:"RESTART_GRACE" default:"0s" desc:"how long its place in the ring is kept for its next process after it ended, up to 1h; 0: not at all, and SIGTERM drains it"`
+
+	SessionLifetime time.Duration `env:"SESSION_LIFETIME" default:"24h" desc:"how long a connection lasts at most before its client is moved to a new one, at least 1m"`
 
 	MaxSessionsPerUser int    `env:"MAX_SESSIONS_PER_USER" default:"16" desc:"sessions of one user at a time"`
 	DevicePolicy       string `env:"DEVICE_POLICY" default:"replace" desc:"second connection of a device: replace, allow or reject"`
@@ -121,6 +124,12 @@ func (c *Config) complete() error {
 		if d < time.Second {
 			return config.Errorf("DIALRING_%s is %s; it must be at least 1s", name, d)
 		}
+	}
+	if c.RestartGrace < 0 || c.RestartGrace > time.Hour {
+		return config.Errorf("DIALRING_RESTART_GRACE is %s; it must be within 0s to 1h", c.RestartGrace)
+	}
+	if c.SessionLifetime < time.Minute {
+		return config.Errorf("DIALRING_SESSION_LIFETIME is %s; it must be at least 1m", c.SessionLifetime)
 	}
 	if c.SessionQueueBytes < c.MaxMessageBytes*3/2 {
 		return config.Errorf("DIALRING_SESSION_QUEUE_BYTES (%d) does not hold one message of DIALRING_MAX_MESSAGE_BYTES (%d) in its frame: make it at least %d", c.SessionQueueBytes, c.MaxMessageBytes, c.MaxMessageBytes*3/2)

@@ -2,6 +2,7 @@ package wsnode
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/lxzan/gws"
@@ -24,7 +25,8 @@ func (n *Node) handle(b *peer.Batch) {
 		return
 	}
 	cur := n.rings.Current()
-	if b.Ring.Epoch > cur.Epoch {
+	// What a new owner forwards is for the sessions that are here, by any ring.
+	if b.Ring.Epoch > cur.Epoch && slices.ContainsFunc(b.Calls, func(in peer.In) bool { return !in.Forwarded }) {
 		n.tasks.Go(func() {
 			ctx, cancel := context.WithTimeout(n.ctx, catchUp)
 			defer cancel()
@@ -50,13 +52,17 @@ func (n *Node) carryOut(b *peer.Batch, cur *ring.Ring) {
 		case peer.OpBroadcast:
 			n.broadcast(in, stamp)
 		default:
-			in.Reply(peer.Reply{Status: peer.StatusBad})
+			n.op(in, b.From, cur)
 		}
 	}
 }
 
 // push writes a message to the user's sessions.
 func (n *Node) push(in *peer.In, cur *ring.Ring, stamp string) {
+	if in.Forwarded {
+		n.pushHere(in, stamp)
+		return
+	}
 	u, sessions := n.hub.find(in.User)
 	if !n.owns(u, in.User, cur) {
 		n.metrics.misdirected.Inc()
@@ -64,27 +70,31 @@ func (n *Node) push(in *peer.In, cur *ring.Ring, stamp string) {
 		return
 	}
 	n.metrics.pushes.Inc()
-	count := len(sessions)
-	if len(in.Device) > 0 {
-		count = 0
-		for _, s := range sessions {
-			if s.device == string(in.Device) {
-				count++
-			}
+	if !cur.Settled() {
+		if former := cur.Former(string(in.User)); len(former) > 0 {
+			n.pushBoth(in, cur, former, stamp)
+			return
 		}
 	}
-	if count == 0 {
-		in.Reply(peer.Reply{})
-		return
-	}
-	f := message(in, stamp)
+	var f []byte
 	p := &push{answer: func(delivered int) { in.Reply(peer.Reply{Delivered: delivered}) }}
-	p.left.Store(int32(count))
+	p.left.Store(int32(len(sessions) + 1)) // and this loop itself
 	for _, s := range sessions {
-		if len(in.Device) == 0 || s.device == string(in.Device) {
-			s.send(outgoing{frame: f, push: p})
+		switch {
+		case len(in.Device) > 0 && s.device != string(in.Device):
+			p.wrote(false)
+			continue
+		case f == nil:
+			f = message(in, stamp)
 		}
+		if s.old.Load() { // counted by the connection that follows it
+			s.send(outgoing{frame: f})
+			p.wrote(false)
+			continue
+		}
+		s.send(outgoing{frame: f, push: p})
 	}
+	p.wrote(false)
 }
 
 // owns tells whether this node owns a user by ring cur. For users who are here
@@ -93,7 +103,11 @@ func (n *Node) owns(u *user, id []byte, cur *ring.Ring) bool {
 	if u != nil && u.owned.Load() == cur {
 		return true
 	}
-	o, ok := cur.Owner(string(id))
+	return n.ownsUser(u, string(id), cur)
+}
+
+func (n *Node) ownsUser(u *user, id string, cur *ring.Ring) bool {
+	o, ok := cur.Owner(id)
 	if !ok || o.ID != n.cfg.NodeID {
 		return false
 	}
@@ -107,20 +121,6 @@ func (n *Node) owns(u *user, id []byte, cur *ring.Ring) bool {
 // wait for it: the sweep is overdue.
 func (n *Node) wasStopped() bool {
 	return time.Since(n.start)-time.Duration(n.sweptAt.Load()) > stoppedAfter
-}
-
-// broadcast writes a message to every session of the node.
-func (n *Node) broadcast(in *peer.In, stamp string) {
-	n.tasks.Go(func() {
-		f := message(in, stamp)
-		p := &push{answer: func(delivered int) { in.Reply(peer.Reply{Delivered: delivered}) }}
-		p.left.Store(1) // this loop itself
-		n.hub.each(func(s *session) {
-			p.left.Add(1)
-			s.send(outgoing{frame: f, push: p})
-		})
-		p.wrote(false)
-	})
 }
 
 // message is the frame of a push, made once for all sessions.

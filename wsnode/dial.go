@@ -19,6 +19,8 @@ import (
 
 	"github.com/dialring/dialring/internal/cluster"
 	"github.com/dialring/dialring/internal/httpd"
+	"github.com/dialring/dialring/internal/peer"
+	"github.com/dialring/dialring/internal/ring"
 	"github.com/dialring/dialring/internal/ticket"
 	"github.com/dialring/dialring/internal/wire"
 )
@@ -75,8 +77,8 @@ func (n *Node) admit(r *http.Request) (*wire.Problem, *session) {
 		return p, nil
 	}
 	switch {
-	case n.draining.Load():
-		return drainingProblem(), nil
+	case n.wasStopped():
+		return wire.NewProblem(http.StatusServiceUnavailable, wire.CodeDraining, "this process was stopped and has to look at the ring first; locate again"), nil
 	case n.hub.sessions.Load() >= n.maxSessions:
 		return wire.NewProblem(http.StatusServiceUnavailable, wire.CodeRateLimited, "this node has as many sessions as it can hold"), nil
 	}
@@ -95,12 +97,27 @@ func (n *Node) admit(r *http.Request) (*wire.Problem, *session) {
 	ctx, cancel := context.WithTimeout(r.Context(), catchUp)
 	n.rings.WaitEpoch(ctx, t.Epoch)
 	cancel()
-	if !n.owns(nil, []byte(t.User), n.rings.Current()) {
+	if !n.ownsUser(nil, t.User, n.rings.Current()) {
 		return n.misdirected(), nil
 	}
 	s := &session{id: wire.RandomID(10), user: t.User, device: t.Device, remote: r.RemoteAddr, connectedAt: time.Now(),
 		node: n, writing: true, since0: since}
-	s.pingAt = n.seconds() + n.pingEvery
+	if t.Session != "" {
+		if n.kicked.has(t.Session) {
+			return ticketProblem(ticket.ErrInvalid), nil
+		}
+		s.id, s.moved, s.connectedAt = t.Session, true, t.Connected
+	}
+	now := n.seconds()
+	s.pingAt, s.expires = now+n.pingEvery, now+n.lifetime()
+	cur := n.rings.Current()
+	var former []*ring.Node
+	var elsewhere []wire.Session
+	if !s.moved { // a login: it may replace one that has not moved yet
+		if former = cur.Former(t.User); len(former) > 0 {
+			elsewhere = n.sessionsElsewhere(r.Context(), t.User, cur, former)
+		}
+	}
 	n.admission.Lock()
 	if n.closed {
 		n.admission.Unlock()
@@ -108,20 +125,36 @@ func (n *Node) admit(r *http.Request) (*wire.Problem, *session) {
 	}
 	n.readers.Add(1)
 	n.admission.Unlock()
-	victims, p := n.hub.add(s, &n.cfg)
+	victims, p := n.hub.add(s, &n.cfg, elsewhere)
 	if p != nil {
 		n.readers.Done()
 		return p, nil
 	}
-	n.admitted.Add(1)
-	for _, v := range victims {
-		v.s.close(v.code, "")
-	}
 	// The ring may have changed before the session was registered, and the walk
-	// over all sessions missed it.
-	if !n.owns(s.owner, []byte(s.user), n.rings.Current()) {
+	// over all sessions missed it; or the session was kicked where it came from.
+	if !n.ownsUser(s.owner, s.user, n.rings.Current()) {
+		for _, v := range victims {
+			if v.s != nil && v.s != s {
+				v.s.close(wire.CloseNotTheOwner, "")
+			}
+		}
 		n.abandon(s)
 		return n.misdirected(), nil
+	}
+	if s.moved && n.kicked.has(s.id) {
+		n.abandon(s)
+		return ticketProblem(ticket.ErrInvalid), nil
+	}
+	n.admitted.Add(1)
+	for _, v := range victims {
+		switch v.s {
+		case nil:
+			n.kickFormer(former, t.User, peer.Kick{Session: v.id, Code: v.code}, cur)
+		case s:
+			s.doomed = v.code
+		default:
+			v.s.closeFor(v.code)
+		}
 	}
 	return nil, s
 }
@@ -275,9 +308,31 @@ func (n *Node) open(w http.ResponseWriter, r *http.Request, s *session) error {
 		return err
 	}
 	_ = s.net.SetWriteDeadline(time.Time{})
+	if s.moved {
+		n.catchUpBroadcasts(s)
+	}
 	s.opened()
 	go s.read()
+	if s.doomed != 0 {
+		s.close(s.doomed, "")
+	}
 	return nil
+}
+
+// kickFormer has former owners close a session that a new one replaced.
+func (n *Node) kickFormer(former []*ring.Node, user string, k peer.Kick, cur *ring.Ring) {
+	n.kicked.add(k.Session)
+	b, err := json.Marshal(k)
+	if err != nil {
+		panic(err) // plain fields always have an encoding
+	}
+	for _, o := range former {
+		n.callFormer(o, &peer.Call{Op: peer.OpKick, Ring: cur.Ref(), User: user, JSON: true, Body: b, Done: func(c *peer.Call) {
+			if c.Err != nil {
+				n.log.Warn("a replaced session could not be closed", "event", "former_owner", "session", k.Session, "error", c.Err)
+			}
+		}})
+	}
 }
 
 // abandon undoes admit for a session whose connection never opened.

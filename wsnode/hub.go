@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/dialring/dialring/internal/wire"
 )
@@ -44,14 +45,26 @@ func (h *hub) shardOfBytes(id []byte) *shard {
 
 // victim is a session that has to go for a new one.
 type victim struct {
-	s    *session
+	s    *session // nil: it is at a former owner of the user, by the id
+	id   string
 	code int
 }
 
+// rival is a session of a user beside the one that is added.
+type rival struct {
+	local *session // nil: at a former owner of the user
+	id    string
+	at    time.Time
+	dev   string
+}
+
 // add registers a session of its user and returns those that have to go for it,
-// by the policies of the cluster; they have left the user already. A problem
-// means that the new one is refused.
-func (h *hub) add(s *session, cfg *Config) ([]victim, *wire.Problem) {
+// by the policies of the cluster; those that are here have left the user
+// already. elsewhere are the user's sessions at former owners. A problem means
+// that the new one is refused. A session that moved here is no new login: it is
+// never refused, and of two with one device the one that connected first goes,
+// which may be itself.
+func (h *hub) add(s *session, cfg *Config, elsewhere []wire.Session) ([]victim, *wire.Problem) {
 	sh := h.shardOf(s.user)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -59,30 +72,76 @@ func (h *hub) add(s *session, cfg *Config) ([]victim, *wire.Problem) {
 	if u == nil {
 		u = &user{id: s.user}
 	}
+	var rivals []rival
+	for _, o := range u.sessions {
+		if o.id != s.id && !o.old.Load() {
+			rivals = append(rivals, rival{o, o.id, o.connectedAt, o.device})
+		}
+	}
+	for _, o := range elsewhere {
+		if o.ID != s.id && !slices.ContainsFunc(rivals, func(r rival) bool { return r.id == o.ID }) {
+			rivals = append(rivals, rival{nil, o.ID, o.ConnectedAt, o.Device})
+		}
+	}
 	var out []victim
-	stay := u.sessions
+	gone := func(r rival) bool { return slices.ContainsFunc(out, func(v victim) bool { return v.id == r.id }) }
+	goes := func(r rival, code int) {
+		if !gone(r) {
+			out = append(out, victim{r.local, r.id, code})
+		}
+	}
+	self := rival{s, s.id, s.connectedAt, s.device}
 	if cfg.DevicePolicy != "allow" {
-		if i := slices.IndexFunc(stay, func(o *session) bool { return o.device == s.device }); i >= 0 {
-			if cfg.DevicePolicy == "reject" {
+		for _, r := range rivals {
+			switch {
+			case r.dev != s.device:
+			case s.moved && r.at.After(s.connectedAt):
+				goes(self, wire.CloseReplaced)
+			case cfg.DevicePolicy == "reject" && !s.moved:
 				return nil, wire.NewProblem(409, wire.CodeTooManySessions, "device %s of this user is connected already", s.device)
+			default:
+				goes(r, wire.CloseReplaced)
 			}
-			out = append(out, victim{stay[i], wire.CloseReplaced})
-			stay = slices.Delete(slices.Clone(stay), i, i+1)
 		}
 	}
-	if over := len(stay) + 1 - cfg.MaxSessionsPerUser; over > 0 {
-		if cfg.SessionPolicy == "newest" {
-			return nil, wire.NewProblem(409, wire.CodeTooManySessions, "this user has %d sessions, which is the limit", len(stay))
+	rivals = slices.DeleteFunc(rivals, gone)
+	if over := len(rivals) + 1 - cfg.MaxSessionsPerUser; over > 0 && !gone(self) {
+		if cfg.SessionPolicy == "newest" && !s.moved {
+			return nil, wire.NewProblem(409, wire.CodeTooManySessions, "this user has %d sessions, which is the limit", len(rivals))
 		}
-		for _, o := range stay[:over] {
-			out = append(out, victim{o, wire.CloseTooManySessions})
+		rivals = append(rivals, self)
+		slices.SortStableFunc(rivals, func(a, b rival) int { return a.at.Compare(b.at) })
+		for _, r := range rivals[:over] {
+			goes(r, wire.CloseTooManySessions)
 		}
-		stay = stay[over:]
 	}
-	u.sessions = append(slices.Clone(stay), s)
+	// A session goes with the connection that it is about to leave.
+	for _, v := range out {
+		for _, o := range u.sessions {
+			if o.id == v.id && o != v.s {
+				out = append(out, victim{o, o.id, v.code})
+			}
+		}
+		if v.s != nil && v.s != s && slices.ContainsFunc(elsewhere, func(o wire.Session) bool { return o.ID == v.id }) {
+			out = append(out, victim{nil, v.id, v.code})
+		}
+	}
+	stay := slices.Clone(u.sessions)
+	for _, o := range stay {
+		if o.id == s.id { // the same session, on the connection that it is about to leave
+			o.old.Store(true)
+		}
+	}
+	for _, v := range out {
+		if i := slices.Index(stay, v.s); v.s != nil && i >= 0 {
+			stay = slices.Delete(stay, i, i+1)
+			h.sessions.Add(-1)
+		}
+	}
+	u.sessions = append(stay, s)
 	s.owner = u
 	sh.users[s.user] = u
-	h.sessions.Add(int64(1 - len(out)))
+	h.sessions.Add(1)
 	return out, nil
 }
 
@@ -107,6 +166,14 @@ func (h *hub) remove(s *session) {
 		return
 	}
 	u.sessions = slices.Delete(slices.Clone(u.sessions), i, i+1)
+	if !s.old.Load() {
+		for _, o := range slices.Backward(u.sessions) {
+			if o.id == s.id { // its connection before that, which goes on alone
+				o.old.Store(false)
+				break
+			}
+		}
+	}
 }
 
 // find returns a user who has sessions here, and them. The slice is never
@@ -148,17 +215,30 @@ func (h *hub) eachLeaving(f func(*session)) {
 
 // each calls f with every session of a user, without holding a lock.
 func (h *hub) each(f func(*session)) {
-	var all []*session
+	h.eachUser(func(_ *user, sessions []*session) {
+		for _, s := range sessions {
+			f(s)
+		}
+	})
+}
+
+// eachUser calls f with every user and their sessions, without holding a lock.
+func (h *hub) eachUser(f func(u *user, sessions []*session)) {
+	type entry struct {
+		u        *user
+		sessions []*session
+	}
+	var all []entry
 	for i := range h.shards {
 		sh := &h.shards[i]
 		sh.mu.RLock()
 		all = all[:0]
 		for _, u := range sh.users {
-			all = append(all, u.sessions...)
+			all = append(all, entry{u, u.sessions})
 		}
 		sh.mu.RUnlock()
-		for _, s := range all {
-			f(s)
+		for _, e := range all {
+			f(e.u, e.sessions)
 		}
 	}
 }

@@ -2,7 +2,6 @@ package wsnode
 
 import (
 	"context"
-	"fmt"
 	"runtime/debug"
 	"time"
 
@@ -12,9 +11,11 @@ import (
 
 // A node's life, as its heartbeats tell it:
 //
-//	joining --in the published ring--> active --ctx ended--> draining --> gone
-//	   ^                                 |
-//	   +---- out of the ring, alive -----+  (it was unreachable; it asks to join again)
+//	joining --in the published ring--> active --ctx ended, or asked to--> draining
+//	   ^                                 |                                    |
+//	   +---- out of the ring, alive -----+    out of the ring, all sessions   v
+//	  (it was unreachable; it moves what it   moved, or DRAIN_TIMEOUT over: gone
+//	   holds, and asks to join again)
 
 // beat publishes heartbeats until ctx ends.
 func (n *Node) beat(ctx context.Context) error {
@@ -28,10 +29,22 @@ func (n *Node) beat(ctx context.Context) error {
 		case <-t.C:
 		case <-n.beatNow:
 		}
-		n.nats.BeatNode(cluster.NodeBeat{ID: n.cfg.NodeID, Boot: n.boot, URL: n.cfg.NodeURL, PeerURL: n.cfg.PeerURL, Weight: n.cfg.Weight,
-			State: n.state(), Sessions: int(n.hub.sessions.Load()), AcceptRate: n.cfg.AcceptRate,
-			Epoch: n.rings.Current().Epoch, KID: n.signer.KID, Time: time.Now()})
+		n.sendBeat()
 	}
+}
+
+func (n *Node) sendBeat() {
+	h := n.healthNow()
+	cluster.BeatNode(n.nats, cluster.NodeBeat{ID: n.cfg.NodeID, Boot: n.boot, URL: n.cfg.NodeURL, PeerURL: n.cfg.PeerURL, Weight: n.cfg.Weight,
+		State: n.state(), Sessions: int(n.hub.sessions.Load()), AcceptRate: n.cfg.AcceptRate, GraceMS: n.cfg.RestartGrace.Milliseconds(),
+		Epoch: h.Epoch, Settled: h.Settled, Misplaced: h.Misplaced, KID: n.signer.KID, Key: cluster.EncodeKey(n.signer.Public), Time: time.Now()})
+}
+
+// healthNow is what the node reports of its part in handoffs, by heartbeats and
+// to probes.
+func (n *Node) healthNow() cluster.Health {
+	settled := n.settled.Load()
+	return cluster.Health{Node: n.cfg.NodeID, Boot: n.boot, Epoch: max(settled, n.rings.Current().Epoch), Settled: settled, Misplaced: int(n.misplaced.Load())}
 }
 
 func (n *Node) state() string {
@@ -52,51 +65,38 @@ func (n *Node) beatSoon() {
 	}
 }
 
-// watchRing acts on each new ring: sessions whose user has another owner now
-// are closed, and their clients locate again at once. It fails when another
-// process has this node's place.
-func (n *Node) watchRing(ctx context.Context) error {
-	for {
-		changed := n.rings.Changed()
-		cur := n.rings.Current()
-		if m, ok := cur.Find(n.cfg.NodeID); ok && m.Boot == n.boot {
-			n.joined.Store(true)
-		} else if ok && n.joined.Load() && !n.draining.Load() {
-			return fmt.Errorf("another process runs as node %q now (at %s): give each node a DIALRING_NODE_ID of its own", n.cfg.NodeID, m.PeerURL)
-		}
-		n.beatSoon()
-		if !n.draining.Load() { // then all of them are closed anyway
-			n.hub.each(func(s *session) {
-				if !n.owns(s.owner, []byte(s.user), cur) {
-					s.close(wire.CloseNotTheOwner, "")
-				}
-			})
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-changed:
-		}
-	}
-}
-
-// leave asks the locators to take the node out of the ring, and waits until it
-// is out, so that clients that are told to go do not come back.
-func (n *Node) leave(ctx context.Context) {
+// drain has the locators take the node out of the ring, and moves everyone to
+// their new owners. It returns when no session is left, or when DRAIN_TIMEOUT is
+// over. Until the node is out of the ring it goes on like before.
+func (n *Node) drain(ctx context.Context) {
 	n.draining.Store(true)
-	n.log.Info("leaving", "event", "draining", "sessions", n.hub.sessions.Load())
+	n.log.Info("draining", "event", "draining", "sessions", n.hub.sessions.Load())
 	n.beatSoon()
-	deadline := time.NewTimer(min(leaveTimeout, n.cfg.DrainTimeout))
+	n.lookSoon()
+	deadline := time.NewTimer(n.cfg.DrainTimeout)
 	defer deadline.Stop()
+	look := time.NewTicker(moveLook)
+	defer look.Stop()
+	alone := time.NewTimer(leaveTimeout)
+	defer alone.Stop()
 	for {
 		changed := n.rings.Changed()
-		if !n.inRing() {
+		if !n.inRing() && n.hub.sessions.Load() == 0 {
+			n.log.Info("drained", "event", "drained")
 			return
 		}
 		select {
 		case <-changed:
+			n.lookSoon()
+		case <-look.C:
+		case <-alone.C:
+			alone.Reset(leaveTimeout)
+			if n.inRing() && (!n.nats.Up() || n.sinceLocator() > leaveTimeout) {
+				n.log.Warn("no locator is there to take this node out of the ring; leaving all the same", "event", "drain_alone")
+				return
+			}
 		case <-deadline.C:
-			n.log.Warn("still in the ring, leaving all the same", "event", "drain_timeout")
+			n.log.Warn("not drained in time (DIALRING_DRAIN_TIMEOUT); the sessions that are left are closed", "event", "drain_timeout", "sessions", n.hub.sessions.Load())
 			return
 		case <-ctx.Done():
 			return
@@ -104,8 +104,34 @@ func (n *Node) leave(ctx context.Context) {
 	}
 }
 
-// leaveTimeout is how long a node waits for the locators to take it out.
+// awaitReport waits until a heartbeat has said that no session is left.
+func (n *Node) awaitReport(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	for n.settled.Load() < n.rings.Current().Epoch && ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-time.After(moveLook / 10):
+		}
+	}
+	n.sendBeat()
+}
+
+// leaveTimeout is how long a node waits for a locator that would take it out.
 const leaveTimeout = 3 * time.Second
+
+// sinceLocator is how long ago a locator was heard.
+func (n *Node) sinceLocator() time.Duration {
+	return time.Since(n.start) - time.Duration(n.locatorAt.Load())
+}
+
+// lookSoon has all sessions compared with the ring.
+func (n *Node) lookSoon() {
+	select {
+	case n.someLeft <- struct{}{}:
+	default:
+	}
+}
 
 // closeSessions closes every session and waits, within bounds, until their
 // connections have ended. None is admitted any more.
@@ -149,11 +175,17 @@ func (n *Node) sweep(ctx context.Context) {
 				// links go first: who then sees the sweep up to date sees that, too.
 				n.log.Warn("this process did not run for a while; the links of locators start anew", "event", "stopped")
 				n.links.Drop()
+				// Others may own its users by now: it asks before it goes on.
+				confirm, cancel := context.WithTimeout(ctx, catchUp)
+				n.rings.Confirm(confirm)
+				cancel()
+				n.lookSoon()
 			}
 			n.sweptAt.Store(int64(time.Since(n.start)))
 			sec := n.seconds()
 			n.hub.each(func(s *session) { s.sweep(now, sec) })
 			n.hub.eachLeaving(func(s *session) { s.sweep(now, sec) })
+			n.kicked.sweep(now)
 			if after.over(n.admitted.Load()) {
 				debug.FreeOSMemory()
 			}

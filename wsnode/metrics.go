@@ -14,6 +14,8 @@ type metrics struct {
 	pushes      prometheus.Counter
 	misdirected prometheus.Counter
 	batches     prometheus.Counter
+	moves       *prometheus.CounterVec
+	forwarded   prometheus.Counter
 }
 
 func (n *Node) newMetrics() *metrics {
@@ -24,6 +26,8 @@ func (n *Node) newMetrics() *metrics {
 		slowCloses:  prometheus.NewCounter(prometheus.CounterOpts{Name: "dialring_slow_writes_total", Help: "Connections ended because a write to them took too long."}),
 		pushes:      prometheus.NewCounter(prometheus.CounterOpts{Name: "dialring_pushes_total", Help: "Pushes to users of this node."}),
 		batches:     prometheus.NewCounter(prometheus.CounterOpts{Name: "dialring_peer_batches_total", Help: "Batches of calls from locators; pushes over batches is their mean size."}),
+		moves:       prometheus.NewCounterVec(prometheus.CounterOpts{Name: "dialring_moves_total", Help: "Sessions that were told to move, by reason."}, []string{"reason"}),
+		forwarded:   prometheus.NewCounter(prometheus.CounterOpts{Name: "dialring_forwarded_pushes_total", Help: "Pushes that were handed to a former owner of their user as well."}),
 		misdirected: prometheus.NewCounter(prometheus.CounterOpts{Name: "dialring_misdirected_total", Help: "Pushes for users that this node does not own."}),
 	}
 	gauge := func(name, help string, f func() float64) prometheus.Collector {
@@ -31,6 +35,7 @@ func (n *Node) newMetrics() *metrics {
 	}
 	m.registry.MustRegister(m.handshakes, m.closes, m.slowCloses, m.pushes, m.misdirected, m.batches,
 		gauge("dialring_sessions", "Open sessions.", func() float64 { return float64(n.hub.sessions.Load()) }),
+		gauge("dialring_misplaced_sessions", "Sessions of users that another node owns, which are to move.", func() float64 { return float64(n.misplaced.Load()) }),
 		gauge("dialring_ring_epoch", "Epoch of the ring that this process goes by.", func() float64 { return float64(n.rings.Current().Epoch) }),
 		gauge("dialring_nats_up", "1 while NATS is connected.", func() float64 {
 			if n.nats.Up() {

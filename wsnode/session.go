@@ -43,6 +43,12 @@ type session struct {
 	owner *user
 
 	since0 string // the cursor that the dial asked for; until welcome
+	moved  bool   // it came from another connection, by a move
+	doomed int    // the close code with which it ends as soon as it has opened
+
+	old     atomic.Bool            // the session goes on over a newer connection; this one is about to be left
+	told    atomic.Pointer[moving] // it was told to move
+	expires int64                  // second of the sweep's clock at which it is moved to a new connection
 
 	unanswered atomic.Int32 // pings
 	pingAt     int64        // second of the sweep's clock; the sweep's own
@@ -211,6 +217,7 @@ func (s *session) close(code int, reason string) {
 		reason = wire.CloseText(code)
 	}
 	s.node.hub.remove(s)
+	s.left()
 	s.mu.Lock()
 	if s.closing {
 		s.mu.Unlock()
@@ -270,6 +277,7 @@ func (s *session) gone() {
 		_ = s.conn.WriteClose(1002, []byte("protocol error"))
 	}
 	s.node.hub.remove(s)
+	s.left()
 	s.mu.Lock()
 	s.closing = true
 	rest := s.queue
@@ -298,6 +306,9 @@ func (s *session) sweep(now time.Time, sec int64) {
 	unwritten(rest...)
 	if over {
 		s.abort()
+		return
+	}
+	if s.overdue(now, sec) {
 		return
 	}
 	if sec < s.pingAt {

@@ -50,9 +50,11 @@ type Node struct {
 	keys     *cluster.Keys
 	verifier *ticket.Verifier
 	links    *peer.Server
+	peers    peer.Pool // links to former owners of users that moved here
 	metrics  *metrics
 
-	draining atomic.Bool
+	draining atomic.Bool  // leaving the ring
+	ending   atomic.Bool  // about to end without leaving it
 	sweptAt  atomic.Int64 // since start
 	admitted atomic.Int64 // sessions, ever
 	joined   atomic.Bool  // was in the ring with this boot id
@@ -63,6 +65,17 @@ type Node struct {
 	readers   sync.WaitGroup
 	tasks     sync.WaitGroup
 	beatNow   chan struct{}
+
+	// Handoffs; see move.go.
+	settled    atomic.Uint64 // newest epoch by which no session here is misplaced
+	misplaced  atomic.Int64
+	someLeft   chan struct{} // a session that was to move has gone
+	kicked     kickedSessions
+	recent     recent // broadcasts
+	planning   sync.Mutex
+	drainOnce  sync.Once
+	drainAsked chan struct{}
+	locatorAt  atomic.Int64 // when a locator was last heard, since start
 
 	listening chan struct{}
 	addrs     Addrs
@@ -77,7 +90,8 @@ func New(cfg Config) (*Node, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg, signer: ticket.NewSigner(), boot: wire.RandomID(10), start: time.Now(), hub: newHub(), beatNow: make(chan struct{}, 1), listening: make(chan struct{})}
+	n := &Node{cfg: cfg, signer: ticket.NewSigner(), boot: wire.RandomID(10), start: time.Now(), hub: newHub(), beatNow: make(chan struct{}, 1), someLeft: make(chan struct{}, 1),
+		drainAsked: make(chan struct{}), listening: make(chan struct{})}
 	n.log = cfg.Log.With("node", cfg.NodeID)
 	n.origins = httpd.Origins{Allowed: cfg.AllowedOrigins, Dev: cfg.dev}
 	rate := cfg.RatePerAddress
@@ -117,8 +131,9 @@ func (n *Node) Addrs(ctx context.Context) (Addrs, error) {
 	}
 }
 
-// Run runs the node until ctx ends; then it leaves the ring, tells its clients
-// to go elsewhere, and returns nil. It returns an error if the node cannot
+// Run runs the node until ctx ends, or a locator asks it to drain; then it leaves
+// the ring, moves its clients to their new owners, within DrainTimeout, and
+// returns nil. With a RestartGrace it ends at once and keeps its place. It returns an error if the node cannot
 // start, or if another process has taken its place. No goroutine is left.
 func (n *Node) Run(ctx context.Context) error {
 	public, err := net.Listen("tcp", n.cfg.Listen)
@@ -146,12 +161,13 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	defer n.nats.Close()
 	n.rings = cluster.NewRings(n.nats, n.log)
-	n.keys = cluster.NewKeys(n.nats, n.log, n.signer, "node:"+n.cfg.NodeID)
+	n.keys = cluster.NewKeys(n.nats, n.rings, n.log, n.signer, "node:"+n.cfg.NodeID)
 	n.verifier = ticket.NewVerifier(n.cfg.NodeID, n.keys, maxUsedTickets)
 	n.links = &peer.Server{Handle: n.handle, Ring: func() wire.RingRef {
 		r := n.rings.Current()
 		return wire.RingRef{Epoch: r.Epoch, Hash: r.Hash}
 	}}
+	n.peers.Token = func(node string) string { return n.signer.Peer(fromNode+n.cfg.NodeID, node, time.Now()) }
 	n.metrics = n.newMetrics()
 
 	// The control plane outlives ctx, so that the node can leave in order.
@@ -168,7 +184,11 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return httpd.Serve(run, public, n.publicHandler(), n.log) })
 	g.Go(func() error { return httpd.Serve(run, peers, n.peerHandler(), n.log) })
 	g.Go(func() error { return httpd.Serve(run, admin, httpd.Admin(admin, n.ready, n.metrics.registry), n.log) })
-	if err := n.nats.OnLocatorBeat(run, func(b cluster.LocatorBeat) { n.keys.Saw(b.KID, b.Time) }); err != nil {
+	n.locatorAt.Store(int64(time.Since(n.start)))
+	if err := cluster.OnLocatorBeat(run, n.nats, func(b cluster.LocatorBeat) {
+		n.locatorAt.Store(int64(time.Since(n.start)))
+		n.keys.Saw(b.KID, b.Time)
+	}); err != nil {
 		stop()
 		return errors.Join(err, g.Wait())
 	}
@@ -178,13 +198,25 @@ func (n *Node) Run(ctx context.Context) error {
 
 	select {
 	case <-ctx.Done():
-		n.leave(run)
+		if n.cfg.RestartGrace > 0 {
+			n.log.Info("ending; its place in the ring is kept for the next process", "event", "restarting", "grace", n.cfg.RestartGrace)
+			n.ending.Store(true)
+		} else {
+			n.drain(run)
+		}
+	case <-n.drainAsked:
+		n.drain(run)
 	case <-run.Done():
 	}
 	n.closeSessions(wire.CloseDraining)
+	if n.draining.Load() {
+		n.lookSoon() // the last report ends the handoff
+		n.awaitReport(run)
+	}
 	stop()
 	err = g.Wait()
 	n.links.Close()
+	n.peers.Close()
 	n.tasks.Wait()
 	n.readers.Wait()
 	return err
@@ -208,7 +240,7 @@ func (n *Node) peerHandler() http.Handler {
 	e.GET(peer.Path, n.link)
 	e.GET("/healthz", func(c echo.Context) error {
 		c.Response().Header().Set("Cache-Control", "no-store")
-		return c.JSON(http.StatusOK, cluster.Health{Node: n.cfg.NodeID, Boot: n.boot})
+		return c.JSON(http.StatusOK, n.healthNow())
 	})
 	e.GET("/readyz", echo.WrapHandler(httpd.Readyz(n.ready)))
 	return e
@@ -231,13 +263,13 @@ func (n *Node) link(c echo.Context) error {
 		return wire.NewProblem(http.StatusUnauthorized, wire.CodeUnauthorized, "the peer token is not valid")
 	}
 	n.log.Debug("peer link", "event", "peer_link", "from", from, "remote", c.Request().RemoteAddr)
-	return n.links.Upgrade(c.Response(), c.Request())
+	return n.links.Upgrade(c.Response(), c.Request(), from)
 }
 
 // ready says why clients should not be sent here.
 func (n *Node) ready() error {
 	switch {
-	case n.draining.Load():
+	case n.draining.Load() || n.ending.Load():
 		return errors.New("draining")
 	case !n.inRing():
 		return errors.New("not in the ring yet")

@@ -9,8 +9,6 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/nats-io/nats.go"
-
 	"github.com/dialring/dialring/internal/ring"
 	"github.com/dialring/dialring/internal/wire"
 )
@@ -27,9 +25,13 @@ type NodeBeat struct {
 	Weight     int       `json:"weight"`
 	State      string    `json:"state"` // joining, active, draining
 	Sessions   int       `json:"sessions"`
-	AcceptRate int       `json:"accept_rate"`
-	Epoch      uint64    `json:"epoch"` // of the ring that it goes by
+	AcceptRate int       `json:"accept_rate"`                // handshakes a second that others may send to it
+	GraceMS    int64     `json:"restart_grace_ms,omitempty"` // how long it keeps its place after it died
+	Epoch      uint64    `json:"epoch"`                      // of the ring that it goes by
+	Settled    uint64    `json:"settled"`                    // newest epoch by which none of its sessions is misplaced
+	Misplaced  int       `json:"misplaced"`                  // sessions that are on their way
 	KID        string    `json:"kid"`
+	Key        string    `json:"key"`  // its public key, in base64
 	Time       time.Time `json:"time"` // on the node's clock: tells its skew, never its age
 }
 
@@ -39,6 +41,9 @@ type LocatorBeat struct {
 	Epoch uint64    `json:"epoch"`
 	KID   string    `json:"kid"`
 	Time  time.Time `json:"time"`
+	// Suspects are the boot ids of processes whose heartbeats it hears and that it
+	// cannot reach.
+	Suspects []string `json:"suspects,omitempty"`
 }
 
 const (
@@ -47,52 +52,74 @@ const (
 )
 
 // BeatNode publishes a node's heartbeat.
-func (c *Conn) BeatNode(b NodeBeat) { c.beat(subjectNode+b.ID, b) }
+func BeatNode(bus Bus, b NodeBeat) { beat(bus, subjectNode+b.ID, b) }
 
 // BeatLocator publishes a locator's heartbeat.
-func (c *Conn) BeatLocator(b LocatorBeat) { c.beat(subjectLocator+b.ID, b) }
+func BeatLocator(bus Bus, b LocatorBeat) { beat(bus, subjectLocator+b.ID, b) }
 
-func (c *Conn) beat(subject string, v any) {
+func beat(bus Bus, subject string, v any) {
 	b, err := json.Marshal(v)
 	if err != nil {
 		panic(err) // plain fields always have an encoding
 	}
-	c.publish(subject, b)
+	bus.publish(subject, b)
 }
 
 // OnNodeBeat calls f with each valid heartbeat of a node until ctx ends.
-func (c *Conn) OnNodeBeat(ctx context.Context, dev bool, f func(NodeBeat)) error {
-	return onBeat(ctx, c, subjectNode, func(b NodeBeat) (string, error) { return b.ID, b.check(dev) }, f)
+func OnNodeBeat(ctx context.Context, bus Bus, dev bool, f func(NodeBeat)) error {
+	return onBeat(ctx, bus, subjectNode, func(b NodeBeat) (string, error) { return b.ID, b.check(dev) }, f)
+}
+
+// OnBeatOf calls f with each valid heartbeat of one node until ctx ends.
+func OnBeatOf(ctx context.Context, bus Bus, dev bool, node string, f func(NodeBeat)) error {
+	return onBeatOf(ctx, bus, subjectNode, node, func(b NodeBeat) (string, error) { return b.ID, b.check(dev) }, f)
 }
 
 // OnLocatorBeat calls f with each valid heartbeat of a locator until ctx ends.
-func (c *Conn) OnLocatorBeat(ctx context.Context, f func(LocatorBeat)) error {
-	return onBeat(ctx, c, subjectLocator, func(b LocatorBeat) (string, error) { return b.ID, wire.CheckNode(b.ID) }, f)
+func OnLocatorBeat(ctx context.Context, bus Bus, f func(LocatorBeat)) error {
+	return onBeat(ctx, bus, subjectLocator, func(b LocatorBeat) (string, error) { return b.ID, b.check() }, f)
 }
 
-func onBeat[B any](ctx context.Context, c *Conn, prefix string, check func(B) (string, error), f func(B)) error {
-	return c.subscribe(ctx, prefix+"*", func(m *nats.Msg) {
+func onBeat[B any](ctx context.Context, bus Bus, prefix string, check func(B) (string, error), f func(B)) error {
+	return onBeatOf(ctx, bus, prefix, "*", check, f)
+}
+
+func onBeatOf[B any](ctx context.Context, bus Bus, prefix, who string, check func(B) (string, error), f func(B)) error {
+	return bus.subscribe(ctx, prefix+who, func(subject string, data []byte) {
 		var b B
-		err := json.Unmarshal(m.Data, &b)
+		err := json.Unmarshal(data, &b)
 		var id string
 		if err == nil {
 			id, err = check(b)
 		}
 		// The subject is what NATS lets a participant publish on.
-		if err == nil && m.Subject != c.subject(prefix+id) {
+		if err == nil && subject != prefix+id {
 			err = fmt.Errorf("it names %q", id)
 		}
 		if err != nil {
-			c.log.Warn("a heartbeat is refused", "event", "beat_refused", "subject", m.Subject, "error", err)
+			bus.logger().Warn("a heartbeat is refused", "event", "beat_refused", "subject", subject, "error", err)
 			return
 		}
 		f(b)
 	})
 }
 
+// check reports what of a locator's heartbeat breaks the rules.
+func (b *LocatorBeat) check() error {
+	if len(b.Suspects) > ring.MaxNodes {
+		return fmt.Errorf("%d suspects", len(b.Suspects))
+	}
+	return wire.CheckNode(b.ID)
+}
+
 // maxEpoch is more than a cluster ever gets to; a heartbeat beyond it would use
 // up the numbers.
 const maxEpoch = 1 << 48
+
+const (
+	maxAcceptRate = 1_000_000
+	maxGrace      = time.Hour
+)
 
 // check reports what of a heartbeat breaks the rules.
 func (b *NodeBeat) check(dev bool) error {
@@ -102,8 +129,14 @@ func (b *NodeBeat) check(dev bool) error {
 	if b.Weight < 1 || b.Weight > ring.MaxWeight {
 		return fmt.Errorf("weight %d is not within 1 to %d", b.Weight, ring.MaxWeight)
 	}
-	if b.Epoch > maxEpoch {
-		return fmt.Errorf("epoch %d cannot be", b.Epoch)
+	if b.Epoch > maxEpoch || b.Settled > b.Epoch {
+		return fmt.Errorf("epoch %d, settled %d cannot be", b.Epoch, b.Settled)
+	}
+	if b.AcceptRate < 0 || b.AcceptRate > maxAcceptRate || b.GraceMS < 0 || b.GraceMS > maxGrace.Milliseconds() {
+		return fmt.Errorf("accept rate %d or grace %d ms is out of range", b.AcceptRate, b.GraceMS)
+	}
+	if b.Key != "" && (decodeKey(b.Key) == nil || !plausibleKID(b.KID)) {
+		return fmt.Errorf("the key %q cannot be one", b.KID)
 	}
 	if b.Boot == "" || len(b.Boot) > 64 {
 		return fmt.Errorf("boot id of %d bytes", len(b.Boot))

@@ -16,7 +16,7 @@ func TestBeatsRefused(t *testing.T) {
 	s := startNATS(t, t.TempDir(), "127.0.0.1:0")
 	from, to := dial(t, s, "c"), dial(t, s, "c")
 	got := make(chan NodeBeat, 100)
-	if err := to.OnNodeBeat(t.Context(), false, func(b NodeBeat) { got <- b }); err != nil {
+	if err := OnNodeBeat(t.Context(), to, false, func(b NodeBeat) { got <- b }); err != nil {
 		t.Fatal(err)
 	}
 	if err := to.nc.Flush(); err != nil { // the server has the subscription
@@ -50,7 +50,7 @@ func TestBeatsRefused(t *testing.T) {
 		from.publish(subjectNode+"good", payload)
 		sentinel := good
 		sentinel.Sessions = 1
-		from.BeatNode(sentinel)
+		BeatNode(from, sentinel)
 		if x := await(t, "the good heartbeat", got); x.Sessions != 1 {
 			t.Errorf("%s: accepted: %+v", name, x)
 			await(t, "the good heartbeat", got)
@@ -59,7 +59,7 @@ func TestBeatsRefused(t *testing.T) {
 	for _, raw := range []string{"", "null", "[]", "{", `{"id":5}`, strings.Repeat("[", 10_000)} {
 		from.publish(subjectNode+"good", []byte(raw))
 	}
-	from.BeatNode(good)
+	BeatNode(from, good)
 	if x := await(t, "the good heartbeat", got); x != good {
 		t.Errorf("got %+v, sent %+v", x, good)
 	}
@@ -69,7 +69,7 @@ func TestLocatorBeats(t *testing.T) {
 	s := startNATS(t, t.TempDir(), "127.0.0.1:0")
 	from, to := dial(t, s, "c"), dial(t, s, "c")
 	got := make(chan LocatorBeat, 10)
-	if err := to.OnLocatorBeat(t.Context(), func(b LocatorBeat) { got <- b }); err != nil {
+	if err := OnLocatorBeat(t.Context(), to, func(b LocatorBeat) { got <- b }); err != nil {
 		t.Fatal(err)
 	}
 	if err := to.nc.Flush(); err != nil {
@@ -78,7 +78,7 @@ func TestLocatorBeats(t *testing.T) {
 	from.publish(subjectLocator+"x", []byte(`{"id":"y","kid":"0123456789abcdef"}`))
 	from.publish(subjectLocator+"X", []byte(`{"id":"X"}`))
 	want := LocatorBeat{ID: "loc-1", Epoch: 7, KID: "0123456789abcdef", Time: time.Now().UTC()}
-	from.BeatLocator(want)
+	BeatLocator(from, want)
 	if x := await(t, "a heartbeat", got); x.ID != want.ID || x.Epoch != 7 || x.KID != want.KID || !x.Time.Equal(want.Time) {
 		t.Errorf("got %+v, sent %+v", x, want)
 	}
@@ -90,7 +90,7 @@ func TestClustersDoNotMix(t *testing.T) {
 	one, two := dial(t, s, "c"), dial(t, s, "c-2")
 	got := make(chan string, 10)
 	for _, c := range []*Conn{one, two} {
-		if err := c.OnNodeBeat(t.Context(), true, func(b NodeBeat) { got <- c.cluster + " hears " + b.ID }); err != nil {
+		if err := OnNodeBeat(t.Context(), c, true, func(b NodeBeat) { got <- c.cluster + " hears " + b.ID }); err != nil {
 			t.Fatal(err)
 		}
 		if err := c.nc.Flush(); err != nil {
@@ -98,11 +98,11 @@ func TestClustersDoNotMix(t *testing.T) {
 		}
 	}
 	r1, r2 := follow(t, one), follow(t, two)
-	one.BeatNode(beatOf("a", 1))
+	BeatNode(one, beatOf("a", 1))
 	if x := await(t, "a heartbeat", got); x != "c hears a" {
 		t.Error(x)
 	}
-	two.BeatNode(beatOf("b", 1))
+	BeatNode(two, beatOf("b", 1))
 	if x := await(t, "a heartbeat", got); x != "c-2 hears b" {
 		t.Error(x)
 	}
@@ -117,7 +117,7 @@ func TestClustersDoNotMix(t *testing.T) {
 	if _, in := r2.Current().Find("a"); in || r2.Current().Cluster != "c-2" {
 		t.Errorf("the second cluster's ring is %+v", r2.Current().Document)
 	}
-	k1, k2 := NewKeys(one, quiet, ticket.NewSigner(), "locator:1"), NewKeys(two, quiet, ticket.NewSigner(), "locator:2")
+	k1, k2 := NewKeys(one, NewRings(one, quiet), quiet, ticket.NewSigner(), "locator:1"), NewKeys(two, NewRings(two, quiet), quiet, ticket.NewSigner(), "locator:2")
 	background(t, k1.Run)
 	background(t, k2.Run)
 	await(t, "a published key", k1.Published())

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -144,18 +145,18 @@ func (c *Conn) up(msg string) {
 	}
 }
 
-func (c *Conn) subject(s string) string { return c.cluster + "." + s }
+func (c *Conn) clusterName() string  { return c.cluster }
+func (c *Conn) logger() *slog.Logger { return c.log }
 
-// publish sends b on a subject of the cluster if NATS is there now.
 func (c *Conn) publish(subject string, b []byte) {
 	if c.nc.IsConnected() {
-		_ = c.nc.Publish(c.subject(subject), b) // the reconnect handlers make good what was missed
+		_ = c.nc.Publish(c.cluster+"."+subject, b) // the reconnect handlers make good what was missed
 	}
 }
 
-// subscribe calls f with each message until ctx ends. It survives reconnects.
-func (c *Conn) subscribe(ctx context.Context, subject string, f func(m *nats.Msg)) error {
-	s, err := c.nc.Subscribe(c.subject(subject), f)
+func (c *Conn) subscribe(ctx context.Context, subject string, f func(subject string, b []byte)) error {
+	prefix := c.cluster + "."
+	s, err := c.nc.Subscribe(prefix+subject, func(m *nats.Msg) { f(strings.TrimPrefix(m.Subject, prefix), m.Data) })
 	if err != nil {
 		return err
 	}
@@ -163,9 +164,57 @@ func (c *Conn) subscribe(ctx context.Context, subject string, f func(m *nats.Msg
 	return nil
 }
 
+// buckets are made when something is first put into them.
+var buckets = map[string]jetstream.KeyValueConfig{
+	bucketRing: {Description: "dialring: the ring of this cluster", History: 16},
+	bucketKeys: {Description: "dialring: public keys of this cluster's processes", TTL: keyLife},
+}
+
+func (c *Conn) get(ctx context.Context, bucket, key string) ([]byte, uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	kv, err := c.bucket(ctx, bucket, false)
+	if err != nil {
+		return nil, 0, err
+	}
+	e, err := kv.Get(ctx, key)
+	switch {
+	case errors.Is(err, jetstream.ErrKeyNotFound):
+		return nil, 0, errNoKey
+	case err != nil:
+		c.forget(bucket)
+		return nil, 0, err
+	}
+	return e.Value(), e.Revision(), nil
+}
+
+func (c *Conn) put(ctx context.Context, bucket, key string, b []byte, rev uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	kv, err := c.bucket(ctx, bucket, true)
+	if err != nil {
+		return err
+	}
+	switch rev {
+	case anyRevision:
+		_, err = kv.Put(ctx, key, b)
+	case 0:
+		_, err = kv.Create(ctx, key, b)
+	default:
+		_, err = kv.Update(ctx, key, b, rev)
+	}
+	switch {
+	case errors.Is(err, jetstream.ErrKeyExists):
+		return errConflict
+	case err != nil:
+		c.forget(bucket)
+	}
+	return err
+}
+
 // bucket opens, and if create is set makes, a KV bucket of the cluster. In a
 // NATS cluster it has three replicas.
-func (c *Conn) bucket(ctx context.Context, name string, cfg *jetstream.KeyValueConfig) (jetstream.KeyValue, error) {
+func (c *Conn) bucket(ctx context.Context, name string, create bool) (jetstream.KeyValue, error) {
 	c.mu.Lock()
 	kv := c.kvs[name]
 	c.mu.Unlock()
@@ -174,8 +223,11 @@ func (c *Conn) bucket(ctx context.Context, name string, cfg *jetstream.KeyValueC
 	}
 	full := c.cluster + "_" + name // a cluster's name has no underscore: no two clusters share a bucket
 	kv, err := c.js.KeyValue(ctx, full)
-	if errors.Is(err, jetstream.ErrBucketNotFound) && cfg != nil {
-		conf := *cfg
+	if errors.Is(err, jetstream.ErrBucketNotFound) {
+		if !create {
+			return nil, errNoBucket
+		}
+		conf := buckets[name]
 		conf.Bucket, conf.Storage = full, jetstream.FileStorage
 		if c.nc.ConnectedClusterName() != "" {
 			conf.Replicas = 3

@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"crypto/ed25519"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,7 +11,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/time/rate"
 
 	"github.com/dialring/dialring/internal/ticket"
@@ -40,10 +40,11 @@ type knownKey struct {
 	asking  bool
 }
 
-// Keys publishes this process's public key and finds the others'. It
-// implements ticket.Keys. All methods may be called concurrently.
+// Keys publishes this process's public key and finds the others': those of nodes
+// in the ring, and all in the store. It implements ticket.Keys. All methods may be called concurrently.
 type Keys struct {
-	conn   *Conn
+	bus    Bus
+	rings  *Rings
 	log    *slog.Logger
 	signer *ticket.Signer
 	owner  string
@@ -57,8 +58,8 @@ type Keys struct {
 }
 
 // NewKeys makes the key book of the process that signs with signer.
-func NewKeys(conn *Conn, log *slog.Logger, signer *ticket.Signer, owner string) *Keys {
-	return &Keys{conn: conn, log: log, signer: signer, owner: owner, limit: rate.NewLimiter(5, 50),
+func NewKeys(bus Bus, rings *Rings, log *slog.Logger, signer *ticket.Signer, owner string) *Keys {
+	return &Keys{bus: bus, rings: rings, log: log, signer: signer, owner: owner, limit: rate.NewLimiter(5, 50),
 		published: make(chan struct{}), known: map[string]*knownKey{}, skew: map[string]time.Duration{}}
 }
 
@@ -69,7 +70,7 @@ func (k *Keys) Published() <-chan struct{} { return k.published }
 // Run publishes the key and keeps it published until ctx ends.
 func (k *Keys) Run(ctx context.Context) error {
 	up := make(chan struct{}, 1)
-	k.conn.OnUp(func() {
+	k.bus.OnUp(func() {
 		select {
 		case up <- struct{}{}:
 		default:
@@ -103,23 +104,25 @@ func (k *Keys) Run(ctx context.Context) error {
 }
 
 func (k *Keys) publish(ctx context.Context) error {
-	if !k.conn.Up() {
+	if !k.bus.Up() {
 		return errors.New("NATS is not connected")
-	}
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	kv, err := k.conn.bucket(ctx, bucketKeys, &jetstream.KeyValueConfig{Description: "dialring: public keys of this cluster's processes", TTL: keyLife})
-	if err != nil {
-		return err
 	}
 	b, err := json.Marshal(keyRecord{Owner: k.owner, Public: k.signer.Public})
 	if err != nil {
 		return err
 	}
-	if _, err = kv.Put(ctx, k.signer.KID, b); err != nil {
-		k.conn.forget(bucketKeys)
+	return k.bus.put(ctx, bucketKeys, k.signer.KID, b, anyRevision)
+}
+
+// EncodeKey writes a public key as heartbeats and the ring carry it.
+func EncodeKey(pub ed25519.PublicKey) string { return base64.RawStdEncoding.EncodeToString(pub) }
+
+// decodeKey reads one; nil if it cannot be one.
+func decodeKey(s string) ed25519.PublicKey {
+	if b, err := base64.RawStdEncoding.DecodeString(s); err == nil && len(b) == ed25519.PublicKeySize {
+		return b
 	}
-	return err
+	return nil
 }
 
 // Saw notes from a heartbeat that kid is in use, and how far the clock of its
@@ -160,6 +163,9 @@ func (k *Keys) Key(kid string) ed25519.PublicKey {
 	}
 	if !plausibleKID(kid) {
 		return nil
+	}
+	if pub := decodeKey(k.rings.Current().Key(kid)); pub != nil {
+		return pub
 	}
 	now := time.Now()
 	k.mu.Lock()
@@ -209,7 +215,7 @@ func (k *Keys) fetch(kid string) ed25519.PublicKey {
 	switch {
 	case err == nil:
 		e.public, e.checked = pub, time.Now()
-	case errors.Is(err, jetstream.ErrKeyNotFound):
+	case errors.Is(err, errNoKey):
 		e.public, e.checked = nil, time.Now()
 		delete(k.skew, kid)
 	case e.public != nil: // the store cannot be asked: what is known stays good
@@ -219,19 +225,15 @@ func (k *Keys) fetch(kid string) ed25519.PublicKey {
 }
 
 func (k *Keys) read(ctx context.Context, kid string) (ed25519.PublicKey, error) {
-	if !k.conn.Up() {
+	if !k.bus.Up() {
 		return nil, errors.New("NATS is not connected")
 	}
-	kv, err := k.conn.bucket(ctx, bucketKeys, nil)
-	if err != nil {
-		return nil, err
-	}
-	v, err := kv.Get(ctx, kid)
+	v, _, err := k.bus.get(ctx, bucketKeys, kid)
 	if err != nil {
 		return nil, err
 	}
 	var r keyRecord
-	if err := json.Unmarshal(v.Value(), &r); err != nil {
+	if err := json.Unmarshal(v, &r); err != nil {
 		return nil, err
 	}
 	if len(r.Public) != ed25519.PublicKeySize {

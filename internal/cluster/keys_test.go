@@ -11,7 +11,7 @@ import (
 // keyBook runs a participant's Keys and waits until its key is published.
 func keyBook(t *testing.T, c *Conn) *Keys {
 	t.Helper()
-	k := NewKeys(c, quiet, ticket.NewSigner(), "locator:"+t.Name())
+	k := NewKeys(c, NewRings(c, quiet), quiet, ticket.NewSigner(), "locator:"+t.Name())
 	background(t, k.Run)
 	await(t, "a published key", k.Published())
 	return k
@@ -50,7 +50,8 @@ func TestKeysFound(t *testing.T) {
 func TestUnknownKey(t *testing.T) {
 	s := startNATS(t, t.TempDir(), "127.0.0.1:0")
 	a := keyBook(t, dial(t, s, "c"))
-	late := NewKeys(dial(t, s, "c"), quiet, ticket.NewSigner(), "locator:late")
+	lateConn := dial(t, s, "c")
+	late := NewKeys(lateConn, NewRings(lateConn, quiet), quiet, ticket.NewSigner(), "locator:late")
 	kid := late.signer.KID
 	if a.Key(kid) != nil {
 		t.Fatal("a key that nobody published is known")
@@ -107,7 +108,7 @@ func TestKeysSurviveNATS(t *testing.T) {
 		t.Fatal("not found")
 	}
 	s.Stop()
-	eventually(t, "a lost connection", func() bool { return !a.conn.Up() })
+	eventually(t, "a lost connection", func() bool { return !a.bus.Up() })
 	a.mu.Lock()
 	a.known[b.signer.KID].checked = time.Now().Add(-2 * keyRefresh) // due for another look
 	a.mu.Unlock()
@@ -125,7 +126,8 @@ func TestKeysSurviveNATS(t *testing.T) {
 		t.Error("a known key is gone after a look at a store that is away")
 	}
 	again := startNATS(t, t.TempDir(), addr)
-	stranger := NewKeys(dial(t, again, "c"), quiet, ticket.NewSigner(), "locator:new")
+	strangerConn := dial(t, again, "c")
+	stranger := NewKeys(strangerConn, NewRings(strangerConn, quiet), quiet, ticket.NewSigner(), "locator:new")
 	eventually(t, "the key in the new store", func() bool {
 		stranger.Saw(b.signer.KID, time.Now())
 		return stranger.Key(b.signer.KID).Equal(b.signer.Public)

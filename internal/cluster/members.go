@@ -1,58 +1,88 @@
 package cluster
 
 import (
+	"maps"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/dialring/dialring/internal/ring"
-	"github.com/dialring/dialring/internal/wire"
 )
 
 // Timing of membership.
 const (
+	idleProbe    = 10 * time.Second       // a node of which nothing is wrong: its peer address may be cut off
 	silentAfter  = 3 * time.Second        // without heartbeats: probe
 	probeTimeout = 500 * time.Millisecond // no answer until then: failed
-	probeAgain   = 50 * time.Millisecond  // after a failed probe
+	probeAgain   = 25 * time.Millisecond  // after a failed probe
 	wantedAgain  = 200 * time.Millisecond // evidence against a node that just answered waits for this
+	quickProbes  = 4                      // failed ones in a row, then probeQuiet
 	probeQuiet   = time.Second            // after one that succeeded, while heartbeats are missing
 	settle       = time.Second            // joins within it are one change
 	halfWindow   = 30 * time.Second       // see mayLeaveUnrefused
 	urlAgain     = time.Second            // after the public URL did not answer
 	forgetAfter  = 30 * time.Second       // a process that is in no ring and silent
+	suspectAfter = 3 * time.Second        // of failed probes, while heartbeats arrive: told to the other locators
+	doubtFor     = 1200 * time.Millisecond
+	behindAfter  = 200 * time.Millisecond // a node that has not taken the new ring by then is sent it
+	behindAgain  = 500 * time.Millisecond
 )
 
 // members is what one locator knows of the nodes, and decides from that which
-// ring should be next. It is pure: it reads no clock and does no I/O. The
-// keeper feeds it heartbeats, evidence and the results of probes.
+// ring should be next (see change.go). It is pure: it reads no clock and does no
+// I/O. The keeper feeds it heartbeats, evidence and the results of probes.
 //
 // A member, seen by its process (one boot id):
 //
 //	           heartbeat            public URL and peer address
 //	(unknown) -----------> joining -----------------------------> eligible
 //	                                answered a probe                 |
-//	                     settle time over, published in the ring    |
+//	       settle time over, no handoff unfinished, not held off     |
 //	          +------------------------------------------------------+
 //	          v
 //	        active <--- heartbeat, or a probe answered ----------- suspect
-//	          |   \                                                   ^ |
-//	          |    +-- silent for 3 s, or evidence: probe failed -----+ |
-//	          |                                                         |
-//	          | heartbeat says draining       two probes failed while   |
-//	          |                               it was silent, or two     |
-//	          v                               refused and no heartbeat  v
-//	      out (leave)                         since: ............. out (crash)
+//	         |   \                                                    ^ |
+//	         |    +-- silent for 3 s, or evidence: probe failed ------+ |
+//	         | heartbeat says draining,                                 |
+//	         | no handoff unfinished                                    |
+//	         v                                                          |
+//	      leaving --silent or refused, as from suspect--> out <---------+
+//	         |                                            ^   two probes failed while it was silent;
+//	         +--reports that none of its sessions is left-+   or two refused and no heartbeat since;
+//	                                                          or most locators suspect it
 //
-// Evidence is a refused push or a client's failed hint: it starts the probe at
-// once. Two processes with one id: the one in the ring keeps its place as long
-// as it answers; when it does not (or its address answers with the new boot
-// id), the other takes the place over, which moves no user.
+// Evidence is a refused push, a broken link or a client's failed hint: it starts
+// the probe at once. Two processes with one id: the one in the ring keeps its
+// place as long as it answers; when it does not (or its address answers with the
+// new boot id), the other takes the place over, which moves no user. A node with
+// a restart grace keeps its place for so long after its death.
 type members struct {
-	self string // this locator's id
-	cur  ring.Document
-	m    map[string]*member
+	self  string // this locator's id
+	cur   ring.Document
+	curAt time.Time // when cur came
+	m     map[string]*member
 
-	removed []time.Time // removals without refusal, by any locator, the last halfWindow
+	// A process that is heard after it was taken out for dead was not: its path
+	// from here is broken, or was. Refusals alone are not believed of it again.
+	crashed map[string]crash  // by node, the last one
+	revived map[string]string // by node, its boot id
+
+	locators map[string]locatorSeen
+	removed  []time.Time          // removals without refusal, by any locator, the last halfWindow
+	left     map[string]time.Time // when a node that flaps left last
+}
+
+type crash struct {
+	boot string
+	at   time.Time
+}
+
+// revivedAfter is longer than a heartbeat is under way.
+const revivedAfter = 500 * time.Millisecond
+
+type locatorSeen struct {
+	LocatorBeat
+	at time.Time
 }
 
 // member is all that is known of one node id.
@@ -60,11 +90,19 @@ type member struct {
 	id string
 
 	// The process in the ring, when there is one.
-	beat   NodeBeat // last heartbeat of the ring's boot; zero if none came
-	beatAt time.Time
-	since  time.Time // when it was first seen in the ring: counts like a heartbeat
-	peer   probeState
-	heir   string // another boot id that answered at its address
+	beat    NodeBeat // last heartbeat of the ring's boot; zero if none came
+	beatAt  time.Time
+	since   time.Time // when it was first seen in the ring: counts like a heartbeat
+	peer    probeState
+	health  Health    // what it answered to the last probe
+	heir    string    // another boot id that answered at its address
+	joined  time.Time // when it came into the ring; zero: before this locator looked
+	offered time.Time // when it was last sent the ring
+
+	// unreachable is the boot id of a process whose heartbeats come and whose
+	// peer address does not answer.
+	unreachable   string
+	unreachableAt time.Time // when it was heard last
 
 	// A process of that id which is not in the ring, if one is alive.
 	cand       NodeBeat
@@ -76,14 +114,16 @@ type member struct {
 
 // probeState is how the probes of one address went.
 type probeState struct {
-	target  string // boot and address: another target starts anew
-	wanted  bool   // evidence: probe at once
-	running bool
-	next    time.Time
-	fails   int // in a row
-	refused int // in a row, of these
-	failing time.Time
-	okAt    time.Time
+	target    string // boot and address: another target starts anew
+	wanted    bool   // evidence: probe at once
+	running   bool
+	evidence  bool // for which this probe is
+	next      time.Time
+	fails     int          // in a row
+	refused   int          // in a row, of these
+	refusedAt [2]time.Time // when the last but one and the last of them were sent
+	failing   time.Time
+	okAt      time.Time
 }
 
 // probe is a request to probe an address, and later its result.
@@ -93,12 +133,13 @@ type probe struct {
 	url        string
 
 	ok, refused bool
-	answered    string // boot id that answered (peer address only)
+	health      Health // that answered (peer address only)
 	sent        time.Time
 }
 
 func newMembers(self, cluster string) *members {
-	return &members{self: self, cur: ring.Document{Cluster: cluster}, m: map[string]*member{}}
+	return &members{self: self, cur: ring.Document{Cluster: cluster}, m: map[string]*member{},
+		crashed: map[string]crash{}, revived: map[string]string{}, locators: map[string]locatorSeen{}, left: map[string]time.Time{}}
 }
 
 func (s *members) get(id string) *member {
@@ -112,37 +153,61 @@ func (s *members) get(id string) *member {
 
 // setRing takes the ring that is published now; one older than that is ignored.
 func (s *members) setRing(d ring.Document, now time.Time) {
-	if d.Epoch < s.cur.Epoch {
+	if d.Epoch < s.cur.Epoch || d.Epoch == s.cur.Epoch && d.Hash == s.cur.Hash {
 		return
 	}
-	if d.Epoch > s.cur.Epoch {
-		for range d.Change.Unrefused {
-			s.removed = append(s.removed, now)
-		}
+	first := s.cur.Epoch == 0
+	for range d.Change.Unrefused {
+		s.removed = append(s.removed, now)
 	}
-	for _, n := range d.Nodes {
+	for _, n := range slices.Concat(d.Nodes, d.Leaving) {
 		m := s.get(n.ID)
-		old, was := s.cur.Find(n.ID)
+		old, was := s.cur.Process(n.ID)
+		if _, in := s.cur.Find(n.ID); !in && !first {
+			m.joined = now
+		}
 		if was && old.Boot == n.Boot {
-			if m.cand.Boot == n.Boot && m.cand.node() == n { // its new address
+			if m.cand.Boot == n.Boot && m.cand.URL == n.URL && m.cand.PeerURL == n.PeerURL { // its new address
 				m.dropCandidate()
 			}
 			continue
 		}
-		m.since, m.peer, m.heir = now, probeState{}, ""
-		m.beat, m.beatAt = NodeBeat{}, time.Time{}
+		if m.forget(); s.revived[n.ID] != n.Boot {
+			delete(s.revived, n.ID)
+			delete(s.crashed, n.ID)
+		}
+		m.since = now
 		if m.cand.Boot == n.Boot {
 			m.beat, m.beatAt = m.cand, m.candAt
 			m.dropCandidate()
 		}
 	}
-	for _, n := range s.cur.Nodes {
-		if _, still := d.Find(n.ID); !still {
+	for _, n := range slices.Concat(s.cur.Nodes, s.cur.Leaving) {
+		if _, still := d.Process(n.ID); !still {
+			if strings.Contains(d.Change.Reason, "crash") && slices.Contains(d.Change.Nodes, n.ID) {
+				s.crashed[n.ID] = crash{n.Boot, now}
+			}
 			m := s.get(n.ID) // it may be alive all the same, and join again
-			m.beat, m.beatAt, m.since, m.peer, m.heir = NodeBeat{}, time.Time{}, time.Time{}, probeState{}, ""
+			m.forget()
+			m.since = time.Time{}
 		}
 	}
-	s.cur = d
+	maps.DeleteFunc(s.left, func(id string, _ time.Time) bool {
+		return !slices.ContainsFunc(d.Flapping, func(f ring.Flaps) bool { return f.ID == id })
+	})
+	for _, f := range d.Flapping {
+		if _, in := d.Find(f.ID); in {
+			delete(s.left, f.ID)
+		} else if s.left[f.ID].IsZero() {
+			s.left[f.ID] = now
+		}
+	}
+	s.cur, s.curAt = d, now
+}
+
+// forget drops what is known of the process that was in the ring.
+func (m *member) forget() {
+	m.beat, m.beatAt, m.peer, m.health, m.heir = NodeBeat{}, time.Time{}, probeState{}, Health{}, ""
 }
 
 // dropCandidate forgets the process that is not in the ring.
@@ -157,9 +222,15 @@ func (s *members) heard(b NodeBeat, now time.Time) {
 		return // far more than there can be
 	}
 	m := s.get(b.ID)
-	if n, in := s.cur.Find(b.ID); in && n.Boot == b.Boot {
+	if b.Boot == m.unreachable {
+		m.unreachableAt = now
+	}
+	if c := s.crashed[b.ID]; c.boot == b.Boot && now.Sub(c.at) >= revivedAfter {
+		s.revived[b.ID] = b.Boot
+	}
+	if n, known := s.cur.Process(b.ID); known && n.Boot == b.Boot {
 		m.beat, m.beatAt = b, now
-		if n.URL == b.URL && n.PeerURL == b.PeerURL {
+		if _, in := s.cur.Find(b.ID); !in || n.URL == b.URL && n.PeerURL == b.PeerURL {
 			return
 		}
 		// The same process at another address is a candidate for its own place:
@@ -174,101 +245,117 @@ func (s *members) heard(b NodeBeat, now time.Time) {
 	m.cand, m.candAt = b, now
 }
 
+// heardLocator takes a locator's heartbeat that arrived now.
+func (s *members) heardLocator(b LocatorBeat, now time.Time) {
+	for id, l := range s.locators {
+		if now.Sub(l.at) >= silentAfter {
+			delete(s.locators, id)
+		}
+	}
+	if b.ID != s.self && len(s.locators) < maxLocators {
+		s.locators[b.ID] = locatorSeen{b, now}
+	}
+}
+
+// maxLocators is far more than there can be.
+const maxLocators = 1000
+
+// liveLocators counts this one and those that are heard.
+func (s *members) liveLocators(now time.Time) int {
+	n := 1
+	for _, l := range s.locators {
+		if now.Sub(l.at) < silentAfter {
+			n++
+		}
+	}
+	return n
+}
+
+// suspects lists the processes that this locator hears and cannot reach.
+func (s *members) suspects(now time.Time) []string {
+	var out []string
+	for _, m := range s.m {
+		if m.unreachable == "" {
+			continue
+		}
+		if now.Sub(m.unreachableAt) >= silentAfter {
+			m.unreachable = ""
+			continue
+		}
+		out = append(out, m.unreachable)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// mostSuspect returns the processes, by boot id, that more than half of the live
+// locators hear and cannot reach.
+func (s *members) mostSuspect(now time.Time) map[string]bool {
+	count := map[string]int{}
+	for _, boot := range s.suspects(now) {
+		count[boot]++
+	}
+	for _, l := range s.locators {
+		if now.Sub(l.at) < silentAfter {
+			for _, boot := range slices.Compact(slices.Sorted(slices.Values(l.Suspects))) {
+				count[boot]++
+			}
+		}
+	}
+	most := map[string]bool{}
+	live := s.liveLocators(now)
+	for boot, n := range count {
+		most[boot] = 2*n > live
+	}
+	return most
+}
+
 // evidence: somebody could not reach the node.
 func (s *members) evidence(id string) {
-	if _, in := s.cur.Find(id); in {
+	if _, in := s.cur.Process(id); in {
 		s.get(id).peer.wanted = true
 	}
 }
 
-// due returns the probes to be started now.
-func (s *members) due(now time.Time) []probe {
-	var out []probe
-	start := func(st *probeState, p probe) {
-		target := p.boot + " " + p.url
-		if st.target != target {
-			*st = probeState{target: target, wanted: st.wanted}
-		}
-		early := st.wanted && st.fails == 0 && now.Sub(st.okAt) >= wantedAgain
-		if st.running || now.Before(st.next) && !early {
-			return
-		}
-		st.running, st.wanted = true, false
-		p.sent = now
-		out = append(out, p)
-	}
+// doubted lists the nodes of which it will be known in a moment whether they are
+// dead: who asks for their address had better wait for that.
+func (s *members) doubted(now time.Time) map[string]bool {
+	var out map[string]bool
 	for _, n := range s.cur.Nodes {
-		m := s.get(n.ID)
-		if m.peer.wanted || m.peer.fails > 0 || m.silent(now) || m.cand.Boot != "" {
-			start(&m.peer, probe{node: n.ID, boot: n.Boot, url: n.PeerURL})
+		p := &s.get(n.ID).peer
+		asked := (p.wanted || p.running && p.evidence) && now.Sub(p.okAt) >= wantedAgain
+		if p.fails == 0 && !asked || p.fails > 0 && now.Sub(p.failing) >= doubtFor || n.GraceMS > 0 {
+			continue
 		}
-	}
-	for id, m := range s.m {
-		_, in := s.cur.Find(id)
-		switch {
-		case m.cand.Boot == "":
-			if !in {
-				delete(s.m, id)
-			}
-		case now.Sub(m.candAt) > forgetAfter:
-			m.dropCandidate()
-		case now.Sub(m.candAt) < silentAfter && m.cand.State != wire.StateDraining && m.eligibleAt.IsZero():
-			if m.candURL.okAt.IsZero() {
-				start(&m.candURL, probe{node: id, boot: m.cand.Boot, url: m.cand.URL, public: true})
-			}
-			if m.candPeer.okAt.IsZero() {
-				start(&m.candPeer, probe{node: id, boot: m.cand.Boot, url: m.cand.PeerURL})
-			}
+		if out == nil {
+			out = map[string]bool{}
 		}
+		out[n.ID] = true
 	}
 	return out
 }
 
-// probed takes the result of a probe that due asked for.
-func (s *members) probed(p probe, now time.Time) {
-	m := s.m[p.node]
-	if m == nil {
-		return
+// behind returns the nodes that have not taken the published ring by themselves:
+// they may be cut off from NATS.
+func (s *members) behind(now time.Time) []ring.Node {
+	var out []ring.Node
+	if now.Sub(s.curAt) < behindAfter {
+		return nil
 	}
-	target := p.boot + " " + p.url
-	if n, in := s.cur.Find(p.node); in && n.Boot == p.boot && !p.public && m.peer.target == target {
-		r := p
-		m.heir = ""
-		if r.ok && r.answered != r.boot { // the process in the ring is gone
-			m.heir, r.ok, r.refused = r.answered, false, true
+	for _, n := range slices.Concat(s.cur.Nodes, s.cur.Leaving) {
+		m := s.get(n.ID)
+		known := m.beat.Epoch
+		if m.health.Boot == n.Boot {
+			known = max(known, m.health.Epoch)
 		}
-		m.peer.result(r, now, probeQuiet)
+		if known == 0 || known >= s.cur.Epoch || now.Sub(m.offered) < behindAgain {
+			continue
+		}
+		m.offered = now
+		m.peer.wanted = true // its answer tells whether it took it
+		out = append(out, n)
 	}
-	switch { // a candidate may have that address, too
-	case p.public && m.candURL.target == target:
-		m.candURL.result(p, now, urlAgain)
-	case !p.public && m.candPeer.target == target:
-		p.ok = p.ok && p.answered == p.boot
-		m.candPeer.result(p, now, urlAgain)
-	}
-	if m.cand.Boot == p.boot && m.eligibleAt.IsZero() && !m.candURL.okAt.IsZero() && !m.candPeer.okAt.IsZero() {
-		m.eligibleAt = now
-	}
-}
-
-// result books a probe; quiet is the pause after a success, or after a failure
-// that is no hurry.
-func (st *probeState) result(p probe, now time.Time, quiet time.Duration) {
-	st.running = false
-	if p.ok {
-		*st = probeState{target: st.target, wanted: st.wanted, okAt: now, next: now.Add(quiet)}
-		return
-	}
-	if st.fails++; st.fails == 1 {
-		st.failing = p.sent
-	}
-	if st.refused++; !p.refused {
-		st.refused = 0
-	}
-	st.okAt, st.next = time.Time{}, now.Add(probeAgain)
-	if p.public || st.fails > 2 {
-		st.next = now.Add(quiet)
-	}
+	return out
 }
 
 // silent tells whether the process in the ring has not been heard for long.
@@ -278,169 +365,4 @@ func (m *member) silent(now time.Time) bool {
 		last = m.beatAt
 	}
 	return now.Sub(last) >= silentAfter
-}
-
-// dead tells whether the process in the ring is to be taken out, and whether
-// its address refused twice (nothing listens there any more).
-func (m *member) dead(now time.Time) (dead, refused bool) {
-	refused = m.peer.refused >= 2
-	if m.heir != "" && !m.silent(now) {
-		return false, refused // its successor is about to report
-	}
-	if m.silent(now) {
-		return m.peer.fails >= 2, refused
-	}
-	// Heartbeats that arrive while this locator cannot reach it are a broken
-	// path, not a dead node.
-	return refused && m.beatAt.Before(m.peer.failing), refused
-}
-
-// next returns the ring that should follow the published one; ok is false if
-// nothing is to change. The caller publishes it and, if that succeeded, calls
-// setRing.
-func (s *members) next(now time.Time) (d ring.Document, ok bool) {
-	d = s.cur.With()
-	d.Change = ring.Change{}
-	unrefused := 0
-	var reasons, changed []string
-	change := func(reason, id string) {
-		if !slices.Contains(reasons, reason) {
-			reasons = append(reasons, reason)
-		}
-		changed = append(changed, id)
-	}
-	replace := func(n ring.Node) {
-		i := slices.IndexFunc(d.Nodes, func(x ring.Node) bool { return x.ID == n.ID })
-		d.Nodes[i] = n
-	}
-	drop := func(id string) {
-		d.Nodes = slices.DeleteFunc(d.Nodes, func(n ring.Node) bool { return n.ID == id })
-	}
-	mayLeave := s.mayLeaveUnrefused(now)
-	for _, n := range s.cur.Nodes {
-		m := s.get(n.ID)
-		dead, refused := m.dead(now)
-		gone := dead || m.heir != "" || refused && !m.beatAt.After(m.peer.failing)
-		switch {
-		case gone && m.ready(now) && (m.heir == "" || m.heir == m.cand.Boot):
-			next := m.cand.node()
-			next.Weight = n.Weight // a change of that is one of its own
-			replace(next)
-			change("restart", n.ID)
-		case m.beat.State == wire.StateDraining:
-			drop(n.ID)
-			change("leave", n.ID)
-		case dead && (refused || mayLeave > 0):
-			if !refused {
-				mayLeave--
-				unrefused++
-			}
-			drop(n.ID)
-			change("crash", n.ID)
-		case m.cand.Boot == n.Boot && m.ready(now):
-			next := m.cand.node()
-			next.Weight = n.Weight
-			replace(next)
-			change("update", n.ID)
-		case m.beat.Boot == n.Boot && m.beat.Weight != n.Weight && d.Weight()-n.Weight+m.beat.Weight <= ring.MaxTotalWeight:
-			n.Weight = m.beat.Weight
-			replace(n)
-			change("update", n.ID)
-		}
-	}
-	for _, m := range s.joining(now) {
-		if len(d.Nodes) >= ring.MaxNodes || d.Weight()+m.cand.Weight > ring.MaxTotalWeight {
-			continue // it stays joining, and the others go on
-		}
-		d.Nodes = append(d.Nodes, m.cand.node())
-		change("join", m.id)
-	}
-	if len(changed) == 0 {
-		return d, false
-	}
-	slices.Sort(changed)
-	d.Change = ring.Change{Reason: strings.Join(reasons, "+"), Nodes: changed, By: s.self, Unrefused: unrefused}
-	return d, true
-}
-
-// ready tells whether the candidate could be in the ring: it is alive, wants to,
-// and its addresses answered.
-func (m *member) ready(now time.Time) bool {
-	return !m.eligibleAt.IsZero() && now.Sub(m.candAt) < silentAfter && m.cand.State != wire.StateDraining
-}
-
-// joining returns who may join now: everyone who is eligible, once the first of
-// them has waited for the settle time.
-func (s *members) joining(now time.Time) []*member {
-	var out []*member
-	var first time.Time
-	for id, m := range s.m {
-		if _, in := s.cur.Find(id); in || !m.ready(now) {
-			continue
-		}
-		out = append(out, m)
-		if first.IsZero() || m.eligibleAt.Before(first) {
-			first = m.eligibleAt
-		}
-	}
-	if now.Sub(first) < settle {
-		return nil
-	}
-	slices.SortFunc(out, func(a, b *member) int { return strings.Compare(a.id, b.id) })
-	return out
-}
-
-// mayLeaveUnrefused returns how many nodes may leave now of which we only know
-// that they do not answer: over half a minute never more than half, whichever
-// locators took them out, since it is then more likely that it is us who cannot
-// reach them.
-func (s *members) mayLeaveUnrefused(now time.Time) int {
-	s.removed = slices.DeleteFunc(s.removed, func(t time.Time) bool { return now.Sub(t) >= halfWindow })
-	return max(0, (len(s.cur.Nodes)+len(s.removed))/2-len(s.removed))
-}
-
-// epochSeen is the newest epoch that a node goes by: a store that lost its data
-// must not number again what was there before.
-func (s *members) epochSeen() uint64 {
-	e := s.cur.Epoch
-	for _, m := range s.m {
-		e = max(e, m.beat.Epoch, m.cand.Epoch)
-	}
-	return e
-}
-
-func (b *NodeBeat) node() ring.Node {
-	return ring.Node{ID: b.ID, Boot: b.Boot, URL: b.URL, PeerURL: b.PeerURL, Weight: b.Weight}
-}
-
-// view lists the nodes in the ring and those about to join.
-func (s *members) view(now time.Time, share func(id string) float64) []wire.RingNode {
-	var out []wire.RingNode
-	for _, n := range s.cur.Nodes {
-		m := s.get(n.ID)
-		v := wire.RingNode{ID: n.ID, URL: n.URL, Weight: n.Weight, State: wire.StateActive, Sessions: m.beat.Sessions, Share: share(n.ID), LastSeenMS: -1}
-		if m.silent(now) || m.peer.fails > 0 {
-			v.State = wire.StateSuspect
-		}
-		if m.beat.State == wire.StateDraining {
-			v.State = wire.StateDraining
-		}
-		if !m.beatAt.IsZero() {
-			v.LastSeenMS = now.Sub(m.beatAt).Milliseconds()
-		}
-		out = append(out, v)
-	}
-	for id, m := range s.m {
-		if _, in := s.cur.Find(id); in || m.cand.Boot == "" || now.Sub(m.candAt) >= silentAfter {
-			continue
-		}
-		state := wire.StateJoining
-		if m.cand.State == wire.StateDraining {
-			state = wire.StateDraining
-		}
-		out = append(out, wire.RingNode{ID: id, URL: m.cand.URL, Weight: m.cand.Weight, State: state,
-			Sessions: m.cand.Sessions, LastSeenMS: now.Sub(m.candAt).Milliseconds()})
-	}
-	slices.SortFunc(out, func(a, b wire.RingNode) int { return strings.Compare(a.ID, b.ID) })
-	return out
 }

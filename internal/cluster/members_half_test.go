@@ -131,7 +131,7 @@ func (m *model) check(t *rapid.T) (d ring.Document, unrefused int, ok bool) {
 	if err := d.Check(); err != nil {
 		t.Fatal(err)
 	}
-	if slices.Equal(d.Nodes, before.Nodes) {
+	if slices.Equal(d.Nodes, before.Nodes) && slices.Equal(d.Leaving, before.Leaving) && reflect.DeepEqual(d.Handoffs, before.Handoffs) {
 		t.Fatalf("a new epoch for nothing: %+v", d.Change)
 	}
 	if len(d.Change.Nodes) == 0 || d.Change.Reason == "" || d.Change.By == "" {
@@ -176,7 +176,7 @@ func (m *model) fast(t *rapid.T, ids []string) {
 			m.s.heard(beatOf(id, 1), m.now)
 		}
 		for _, p := range m.s.due(m.now) {
-			p.ok, p.answered = true, p.boot
+			p.ok, p.health.Boot = true, p.boot
 			m.s.probed(p, m.now)
 		}
 		m.publish(t)
@@ -207,6 +207,10 @@ func TestMembersProperties(t *testing.T) {
 				if !gentle {
 					b.State = rapid.SampledFrom([]string{wire.StateActive, wire.StateActive, wire.StateJoining, wire.StateDraining}).Draw(t, "state")
 				}
+				b.Epoch = m.s.cur.Epoch
+				if rapid.Bool().Draw(t, "settled") {
+					b.Settled = b.Epoch
+				}
 				m.s.heard(b, m.now)
 			},
 			"evidence": func(t *rapid.T) { m.s.evidence(rapid.SampledFrom(ids).Draw(t, "id")) },
@@ -230,12 +234,12 @@ func TestMembersProperties(t *testing.T) {
 					kinds = kinds[:3]
 				}
 				kind := rapid.SampledFrom(kinds).Draw(t, "result")
-				p.ok, p.refused, p.answered = kind == "ok" || kind == "another", kind == "refused", p.boot
+				p.ok, p.refused, p.health.Boot = kind == "ok" || kind == "another", kind == "refused", p.boot
 				if kind == "another" {
-					p.answered = fmt.Sprintf("%s%d", p.node, rapid.IntRange(1, 3).Draw(t, "boot"))
+					p.health.Boot = fmt.Sprintf("%s%d", p.node, rapid.IntRange(1, 3).Draw(t, "boot"))
 				}
 				if key := p.node + p.boot + p.url; !p.public {
-					if p.refused || p.answered != p.boot {
+					if p.refused || p.health.Boot != p.boot {
 						m.refusals[key]++
 					} else {
 						m.refusals[key] = 0
@@ -256,6 +260,7 @@ func TestMembersProperties(t *testing.T) {
 				if _, in := d.Find(b.ID); !in {
 					d.Nodes = append(d.Nodes, b.node())
 				}
+				d.Leaving = slices.DeleteFunc(d.Leaving, func(n ring.Node) bool { return n.ID == b.ID })
 				d.Seal()
 				m.s.setRing(d, m.now)
 			},

@@ -162,12 +162,15 @@ func TestEvidence(t *testing.T) {
 			t.Errorf("out after %s", took)
 		}
 	})
-	t.Run("refused but its heartbeats go on: suspect, stays", func(t *testing.T) {
+	t.Run("refused but its heartbeats go on: suspect, stays while other locators reach it", func(t *testing.T) {
 		w, by := ringOf(t, "a", "b", "c")
+		w.others["two"], w.others["three"] = nil, nil
 		by["b"].peer = refuses
-		for by["b"].nextBeat.Sub(w.now) != 2*tick { // a heartbeat falls between the two probes
-			w.step()
-		}
+		w.s.evidence("b")
+		w.until(second, "a1 c1") // like a killed one, once
+		by["b"].peer = answers
+		w.until(4*second, "a1 b1 c1")
+		by["b"].peer = refuses
 		w.s.evidence("b")
 		w.stays(60*second, "a1 b1 c1")
 		if w.state("b") != wire.StateSuspect {
@@ -179,8 +182,9 @@ func TestEvidence(t *testing.T) {
 			t.Errorf("shown as %q after it answered again", w.state("b"))
 		}
 	})
-	t.Run("timeouts while heartbeats are fresh: stays", func(t *testing.T) {
+	t.Run("timeouts while heartbeats are fresh: stays while other locators reach it", func(t *testing.T) {
 		w, by := ringOf(t, "a", "b", "c")
+		w.others["two"] = nil
 		by["b"].peer = mute
 		w.s.evidence("b")
 		w.stays(60*second, "a1 b1 c1")
@@ -312,9 +316,10 @@ func TestUpdate(t *testing.T) {
 	w, by := ringOf(t, "a", "b", "c")
 	by["b"].Weight, by["b"].nextBeat = 3, w.now
 	w.step()
-	if n, _ := w.s.cur.Find("b"); n.Weight != 3 || w.last().Change.Reason != "update" {
+	if n, _ := w.s.cur.Find("b"); n.Weight != 3 || w.last().Change.Reason != "weight" {
 		t.Errorf("after a new weight: %+v, %+v", n, w.last().Change)
 	}
+	w.run(2 * second) // the weight's handoff ends
 	before := w.s.cur
 	by["b"].URL, by["b"].PeerURL, by["b"].nextBeat = "ws://new.test/v1/ws", "http://new.test:1", w.now
 	w.step()
@@ -358,12 +363,13 @@ func TestWeightsAddUp(t *testing.T) {
 func TestEpochSeen(t *testing.T) {
 	w, by := ringOf(t, "a", "b")
 	by["a"].Epoch, by["a"].nextBeat = 41, w.now
+	by["a"].stuck = true
 	w.step()
 	if e := w.s.epochSeen(); e != 41 {
 		t.Errorf("epoch seen %d, a node goes by 41", e)
 	}
 	p := w.add("c", 1)
-	p.Epoch = 50
+	p.Epoch, p.stuck = 50, true
 	w.step()
 	if e := w.s.epochSeen(); e != 50 {
 		t.Errorf("epoch seen %d, a node about to join went by 50", e)

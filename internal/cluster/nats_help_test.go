@@ -99,12 +99,12 @@ func ringDoc(cluster string, epoch uint64, ids ...string) ring.Document {
 // store publishes the next ring of these nodes, as a keeper would.
 func store(t *testing.T, c *Conn, ids ...string) ring.Document {
 	t.Helper()
-	cur, rev, err := c.loadRing(t.Context())
+	cur, rev, err := loadRing(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	d := ringDoc(c.cluster, cur.Epoch+1, ids...)
-	if err := c.swapRing(t.Context(), d, rev); err != nil {
+	if err := swapRing(t.Context(), c, d, rev); err != nil {
 		t.Fatal(err)
 	}
 	return d
@@ -163,7 +163,11 @@ func startNode(t *testing.T, c *Conn, id, boot string) *fakeNode {
 		defer tick.Stop()
 		for {
 			if !n.silenced.Load() {
-				c.BeatNode(n.beat)
+				b := n.beat
+				if d, _, err := loadRing(ctx, c); err == nil { // it has nothing to move
+					b.Epoch, b.Settled = d.Epoch, d.Epoch
+				}
+				BeatNode(c, b)
 			}
 			select {
 			case <-ctx.Done():

@@ -19,6 +19,10 @@ const NodeHeader = "Dialring-Node"
 type Health struct {
 	Node string `json:"node"`
 	Boot string `json:"boot"`
+	// As in its heartbeats, which may not come: the node may be cut off from NATS.
+	Epoch     uint64 `json:"epoch"`
+	Settled   uint64 `json:"settled"`
+	Misplaced int    `json:"misplaced"`
 }
 
 // prober asks addresses whether their node is there. Each probe is a new
@@ -39,7 +43,7 @@ func (p *probe) run(ctx context.Context) {
 	if p.public {
 		err = p.askPublic(ctx)
 	} else {
-		p.answered, err = askPeer(ctx, p.url)
+		p.health, err = askPeer(ctx, p.url)
 	}
 	p.ok = err == nil
 	p.refused = errors.Is(err, syscall.ECONNREFUSED)
@@ -60,21 +64,20 @@ func (p *probe) askPublic(ctx context.Context) error {
 	return nil
 }
 
-// askPeer asks a peer address for the boot id of its node.
-func askPeer(ctx context.Context, base string) (boot string, err error) {
+// askPeer asks a peer address for its node.
+func askPeer(ctx context.Context, base string) (h Health, err error) {
 	resp, err := get(ctx, strings.TrimSuffix(base, "/")+"/healthz")
 	if err != nil {
-		return "", err
+		return h, err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("%s answers %s", base, resp.Status)
+		return h, fmt.Errorf("%s answers %s", base, resp.Status)
 	}
-	var h Health
 	if err := json.NewDecoder(io.LimitReader(resp.Body, 4096)).Decode(&h); err != nil {
-		return "", fmt.Errorf("%s is no node: %w", base, err)
+		return h, fmt.Errorf("%s is no node: %w", base, err)
 	}
-	return h.Boot, nil
+	return h, nil
 }
 
 func get(ctx context.Context, url string) (*http.Response, error) {

@@ -60,8 +60,8 @@ func TestProbe(t *testing.T) {
 		"public redirects":     {"ws" + strings.TrimPrefix(answer(302, "", ``), "http"), true, false, ""},
 	} {
 		p := probeOf(t, c.url, c.public)
-		if p.ok != c.ok || p.refused || p.answered != c.boot {
-			t.Errorf("%s: ok %v, refused %v, answered %q", name, p.ok, p.refused, p.answered)
+		if p.ok != c.ok || p.refused || p.health.Boot != c.boot {
+			t.Errorf("%s: ok %v, refused %v, answered %q", name, p.ok, p.refused, p.health.Boot)
 		}
 	}
 	if n := visits.Load(); n > 0 {
@@ -99,7 +99,7 @@ func TestProbeWideDigits(t *testing.T) {
 	}
 	url := "http://\uff11\uff12\uff17.0.0.1:" + port
 	if CheckAddress(url, false, "http") == nil {
-		if p := probeOf(t, url, false); p.answered == "internal" {
+		if p := probeOf(t, url, false); p.health.Boot == "internal" {
 			t.Errorf("%s is allowed, and its probe reached 127.0.0.1", url)
 		}
 	}

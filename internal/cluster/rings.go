@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -19,7 +20,7 @@ import (
 // newer epoch (Refresh), and every ten seconds in any case. A KV watch is not
 // used: after a restart of NATS it stays silent for 10 to 20 s.
 type Rings struct {
-	conn *Conn
+	bus  Bus
 	log  *slog.Logger
 	cur  atomic.Pointer[ring.Ring]
 	look chan struct{} // wakes Run
@@ -33,9 +34,9 @@ type Rings struct {
 const ringPoll = 10 * time.Second
 
 // NewRings makes the holder of a ring; until one is read it is empty, with epoch 0.
-func NewRings(conn *Conn, log *slog.Logger) *Rings {
-	r := &Rings{conn: conn, log: log, look: make(chan struct{}, 1), changed: make(chan struct{})}
-	r.cur.Store(ring.New(ring.Document{Cluster: conn.cluster}))
+func NewRings(bus Bus, log *slog.Logger) *Rings {
+	r := &Rings{bus: bus, log: log, look: make(chan struct{}, 1), changed: make(chan struct{})}
+	r.cur.Store(ring.New(ring.Document{Cluster: bus.clusterName()}))
 	return r
 }
 
@@ -91,10 +92,10 @@ func (r *Rings) WaitEpoch(ctx context.Context, epoch uint64) {
 
 // Run follows the published ring until ctx ends.
 func (r *Rings) Run(ctx context.Context) error {
-	if err := r.conn.onRingAnnounced(ctx, r.Refresh); err != nil {
+	if err := r.bus.subscribe(ctx, subjectRing, func(string, []byte) { r.Refresh() }); err != nil {
 		return err
 	}
-	r.conn.OnUp(r.Refresh)
+	r.bus.OnUp(r.Refresh)
 	poll := time.NewTicker(ringPoll)
 	defer poll.Stop()
 	for {
@@ -105,8 +106,8 @@ func (r *Rings) Run(ctx context.Context) error {
 		case <-r.look:
 		}
 		// Right after a reconnect JetStream may need a moment.
-		for wait := 50 * time.Millisecond; r.conn.Up(); wait = min(2*wait, time.Second) {
-			d, _, err := r.conn.loadRing(ctx)
+		for wait := 50 * time.Millisecond; r.bus.Up(); wait = min(2*wait, time.Second) {
+			d, _, err := loadRing(ctx, r.bus)
 			if err == nil {
 				r.offer(d)
 				break
@@ -124,6 +125,29 @@ func (r *Rings) Run(ctx context.Context) error {
 	}
 }
 
+// Confirm reads the store and returns when that is done, or ctx has ended: who
+// did not run for a while must not go by what it knew before.
+func (r *Rings) Confirm(ctx context.Context) {
+	if d, _, err := loadRing(ctx, r.bus); err == nil {
+		r.offer(d)
+	}
+}
+
+// Offer takes a ring that somebody else of the cluster has read, if it is newer:
+// who is cut off from NATS gets it so.
+func (r *Rings) Offer(d ring.Document) error {
+	if d.Cluster != r.bus.clusterName() {
+		return fmt.Errorf("a ring of cluster %q", d.Cluster)
+	}
+	if err := d.Check(); err != nil {
+		return err
+	}
+	if d.Epoch > r.Current().Epoch {
+		r.offer(d)
+	}
+	return nil
+}
+
 // offer takes a ring that was read from the store, or published there, if it is
 // newer than the one held.
 func (r *Rings) offer(d ring.Document) {
@@ -138,7 +162,7 @@ func (r *Rings) offer(d ring.Document) {
 	if d.Epoch == cur.Epoch {
 		r.log.Error("two rings of one epoch; the stored one counts", "event", "ring_conflict", "epoch", d.Epoch, "hash", d.Hash, "had", cur.Hash)
 	}
-	r.cur.Store(ring.New(d))
+	r.cur.Store(cur.Next(d))
 	close(r.changed)
 	r.changed = make(chan struct{})
 	r.log.Info("new ring", "event", "ring", "epoch", d.Epoch, "hash", d.Hash, "nodes", len(d.Nodes),

@@ -21,12 +21,14 @@ type world struct {
 	late    []result // of probes that are under way
 	probes  []probe  // all that were asked for
 	changes []change
+	others  map[string][]string // other locators that are heard, and whom they suspect, by boot id
 }
 
 // proc is a process of a node.
 type proc struct {
 	NodeBeat
 	beating      bool
+	stuck        bool // its Epoch and Settled are the test's
 	public, peer answer
 	nextBeat     time.Time
 }
@@ -52,7 +54,7 @@ type change struct {
 
 func newWorld(t *testing.T) *world {
 	start := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
-	return &world{t: t, s: newMembers("loc", "c"), start: start, now: start}
+	return &world{t: t, s: newMembers("loc", "c"), start: start, now: start, others: map[string][]string{}}
 }
 
 // beatOf is the heartbeat of process n of a node.
@@ -101,7 +103,7 @@ func (w *world) answer(p probe) result {
 		switch {
 		case a == answers:
 			how = answers
-			p.answered = x.Boot
+			p.health = Health{Node: x.ID, Boot: x.Boot, Epoch: x.Epoch, Settled: x.Settled}
 		case a == mute && how == refuses:
 			how = mute
 		}
@@ -118,9 +120,15 @@ func (w *world) step() {
 	w.now = w.now.Add(tick)
 	for _, p := range w.procs {
 		if p.beating && !w.now.Before(p.nextBeat) {
+			if !p.stuck { // it goes by the published ring and has moved everyone
+				p.Epoch, p.Settled = w.s.cur.Epoch, w.s.cur.Epoch
+			}
 			w.s.heard(p.NodeBeat, w.now)
 			p.nextBeat = w.now.Add(BeatInterval)
 		}
+	}
+	for id, suspects := range w.others {
+		w.s.heardLocator(LocatorBeat{ID: id, Suspects: suspects}, w.now)
 	}
 	w.s.setRing(w.s.cur, w.now) // as the keeper does at each tick
 	for _, p := range w.s.due(w.now) {

@@ -115,7 +115,7 @@ func TestInprocLocate(t *testing.T) {
 		var l wire.LocateResponse
 		inprocDecode(t, a.body, &l)
 		want := wire.LocateResponse{User: "alice", Device: "web-1", Node: "ws-1", URL: "ws://" + c.nodes[0].at.Listen + "/v1/ws", Ticket: l.Ticket,
-			TicketExpiresInMS: 30000, Ring: wire.RingRef{Epoch: ring.Epoch, Hash: ring.Hash}, Retry: wire.Retry{BaseMS: 500, MaxMS: 30000}}
+			TicketExpiresInMS: 30000, Ring: wire.RingRef{Epoch: ring.Epoch, Hash: ring.Hash}, Retry: wire.Retry{BaseMS: 200, MaxMS: 30000}}
 		if l != want || l.Ticket == "" {
 			t.Errorf("got %+v, want %+v", l, want)
 		}

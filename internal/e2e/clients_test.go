@@ -99,14 +99,21 @@ func await[V any](t *testing.T, what string, c <-chan V) V {
 // handshake and reads its own frames.
 type bare struct {
 	net.Conn
-	br   *bufio.Reader
-	Node string
+	br      *bufio.Reader
+	Node    string
+	user    string
+	welcome wire.Welcome
 }
 
 // dialBare locates and dials by hand, and returns after the welcome.
 func dialBare(t *testing.T, l *locatorProc, user string) *bare {
 	t.Helper()
-	loc := l.locate(t, user, `{"device":"bare"}`)
+	return dialLocated(t, l.locate(t, user, `{"device":"bare"}`))
+}
+
+// dialLocated dials what a locate, or a move, named.
+func dialLocated(t *testing.T, loc wire.LocateResponse) *bare {
+	t.Helper()
 	u, err := url.Parse(loc.URL)
 	if err != nil {
 		t.Fatal(err)
@@ -118,16 +125,42 @@ func dialBare(t *testing.T, l *locatorProc, user string) *bare {
 	t.Cleanup(func() { c.Close() })
 	fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"+
 		"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: dialring.v1, dialring.ticket.%s\r\n\r\n", u.RequestURI(), u.Host, loc.Ticket)
-	b := &bare{Conn: c, br: bufio.NewReader(c), Node: loc.Node}
+	b := &bare{Conn: c, br: bufio.NewReader(c), Node: loc.Node, user: loc.User}
 	resp, err := http.ReadResponse(b.br, nil)
 	if err != nil || resp.StatusCode != 101 || resp.Header.Get("Sec-WebSocket-Accept") != "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" {
 		t.Fatalf("handshake: %v %+v", err, resp)
 	}
-	var w wire.Welcome
-	if err := json.Unmarshal([]byte(b.text(t)), &w); err != nil || w.Type != wire.TypeWelcome || w.User != user {
-		t.Fatalf("welcome: %v %+v", err, w)
+	b.expectType(t, wire.TypeWelcome, &b.welcome)
+	if b.welcome.User != loc.User || b.welcome.Node != loc.Node {
+		t.Fatalf("welcome: %+v", b.welcome)
 	}
 	return b
+}
+
+// expectType reads up to the next frame of a type.
+func (b *bare) expectType(t *testing.T, typ string, v any) {
+	t.Helper()
+	for {
+		f := b.text(t)
+		var head struct{ Type string }
+		if err := json.Unmarshal([]byte(f), &head); err != nil {
+			t.Fatalf("%v in %s", err, f)
+		}
+		if head.Type == typ {
+			if err := json.Unmarshal([]byte(f), v); err != nil {
+				t.Fatal(err)
+			}
+			return
+		}
+	}
+}
+
+// follow does what a move frame asks: it dials the new node; both are open then.
+func (b *bare) follow(t *testing.T) *bare {
+	t.Helper()
+	var m wire.Move
+	b.expectType(t, wire.TypeMove, &m)
+	return dialLocated(t, wire.LocateResponse{User: b.user, Node: m.Node, URL: m.URL, Ticket: m.Ticket})
 }
 
 // text reads frames up to the next text frame.

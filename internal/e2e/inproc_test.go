@@ -359,7 +359,7 @@ func (c *inprocCluster) signer() *ticket.Signer {
 	}
 	c.t.Cleanup(conn.Close)
 	s := ticket.NewSigner()
-	keys := cluster.NewKeys(conn, c.log.logger(), s, "locator:test")
+	keys := cluster.NewKeys(conn, cluster.NewRings(conn, c.log.logger()), c.log.logger(), s, "locator:test")
 	inprocRun(c.t, "keys", keys.Run)
 	select {
 	case <-keys.Published():

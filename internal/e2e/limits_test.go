@@ -133,13 +133,29 @@ func TestInprocDraining(t *testing.T) {
 	}
 	n.stop()
 	c.log.await(t, "event=draining", "node="+n.id)
-	late.send("\r\n")
-	inprocProblem(t, late.answer(), 503, wire.CodeDraining)
-	// It is no longer the owner, either, and says one of the two.
-	if code, reason := w.closed(); code != wire.CloseDraining && code != wire.CloseNotTheOwner {
-		t.Errorf("closed with %d (%s)", code, reason)
+	if a := inprocDo(t, "GET", "http://"+n.at.Listen+"/readyz", nil); a.status != 503 {
+		t.Errorf("readyz of a draining node: %d %s", a.status, a.body)
 	}
-	<-n.done
+	// As long as it is in the ring it is the owner: it accepts, and moves the
+	// session with the others.
+	late.send("\r\n")
+	moving := []*inprocWS{w}
+	if a := late.answer(); a.status == 101 {
+		moving = append(moving, inprocOpened(t, a, late))
+	} else {
+		inprocProblem(t, a, 421, wire.CodeMisdirected)
+	}
+	for _, w := range moving {
+		var m wire.Move
+		for m.Type != wire.TypeMove {
+			inprocDecode(t, w.text(), &m)
+		}
+		if m.Node != "ws-2" || m.Reason != "drain" {
+			t.Errorf("told to move: %+v", m)
+		}
+		_ = w.Close()
+	}
+	<-n.done // its last session has gone
 	if l := c.locate(user, "web"); l.Node != "ws-2" {
 		t.Errorf("the user was sent to %s, which is gone", l.Node)
 	}

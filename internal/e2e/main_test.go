@@ -14,8 +14,8 @@ import (
 var bin string
 
 func TestMain(m *testing.M) {
-	if os.Getenv(roleEnv) == "nats" {
-		os.Exit(natsMain())
+	if role := roles[os.Getenv(roleEnv)]; role != nil {
+		os.Exit(role())
 	}
 	os.Exit(run(m))
 }

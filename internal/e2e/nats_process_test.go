@@ -14,19 +14,26 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 )
 
-// roleEnv makes this test binary run as a NATS server of its own, so that tests
-// have real ones to kill.
+// roleEnv makes this test binary run as another program, such as a NATS server of
+// its own, so that tests have real ones to kill.
 const roleEnv = "DR_E2E_ROLE"
 
-// natsMain: DR_E2E_NATS is "port,dir" or "port,dir,name,clusterPort,route route".
+// roles are the programs that this binary can be.
+var roles = map[string]func() int{"nats": natsMain}
+
+// natsMain: DR_E2E_NATS is "port,dir" or "port,dir,name,clusterPort,route route";
+// DR_E2E_NATS_HOST is where it listens, if not on loopback.
 func natsMain() int {
 	f := strings.Split(os.Getenv("DR_E2E_NATS"), ",")
 	port, _ := strconv.Atoi(f[0])
 	o := &server.Options{Host: "127.0.0.1", Port: port, JetStream: true, StoreDir: f[1], NoSigs: true, NoLog: true}
+	if h := os.Getenv("DR_E2E_NATS_HOST"); h != "" {
+		o.Host = h
+	}
 	if len(f) == 5 {
 		o.ServerName = f[2]
 		cp, _ := strconv.Atoi(f[3])
-		o.Cluster = server.ClusterOpts{Name: "e2e", Host: "127.0.0.1", Port: cp}
+		o.Cluster = server.ClusterOpts{Name: "e2e", Host: o.Host, Port: cp}
 		for _, r := range strings.Fields(f[4]) {
 			u, err := url.Parse(r)
 			if err != nil {

@@ -35,9 +35,9 @@ type process struct {
 
 // start runs a program with these settings and nothing of ours; it is killed
 // when the test ends.
-func start(t *testing.T, name, path string, env []string) *process {
+func start(t *testing.T, name, path string, env []string, args ...string) *process {
 	t.Helper()
-	p := &process{name: name, cmd: exec.Command(path), env: env, done: make(chan struct{}), lines: make(chan map[string]any, 1024)}
+	p := &process{name: name, cmd: exec.Command(path, args...), env: env, done: make(chan struct{}), lines: make(chan map[string]any, 1024)}
 	for _, e := range os.Environ() {
 		if !strings.HasPrefix(e, "DIALRING_") {
 			p.cmd.Env = append(p.cmd.Env, e)
@@ -280,4 +280,24 @@ func (l *locatorProc) locate(t *testing.T, user, body string) wire.LocateRespons
 		t.Fatalf("locate %s: %d %s", user, status, b)
 	}
 	return r
+}
+
+// sameRing waits until two locators go by one ring: a handoff may just end.
+func sameRing(t *testing.T, l1, l2 *locatorProc) {
+	t.Helper()
+	eventually(t, "two locators have one ring", func() bool {
+		a, b := l1.ring(t), l2.ring(t)
+		if a.Epoch == b.Epoch && a.Hash != b.Hash {
+			t.Fatalf("two rings of epoch %d: %s and %s", a.Epoch, a.Hash, b.Hash)
+		}
+		return a.Epoch == b.Epoch && len(a.Handoffs) == 0
+	})
+}
+
+// heavy is for tests that take tens of seconds of waiting: CI runs them.
+func heavy(t *testing.T) {
+	t.Helper()
+	if os.Getenv("DIALRING_FULL") != "1" {
+		t.Skip("takes long: DIALRING_FULL=1, or task full, runs it")
+	}
 }

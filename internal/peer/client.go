@@ -5,15 +5,10 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/binary"
-	"errors"
-	"fmt"
-	"io"
 	"net"
-	"net/http"
-	"net/url"
 	"runtime"
+	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/dialring/dialring/internal/wire"
@@ -28,8 +23,11 @@ type Call struct {
 	Device string // "": all devices
 	ID     string // of the message
 	JSON   bool   // whether Body is
-	Body   []byte
-	Done   func(*Call) // must not block
+	// Forwarded: by the owner to a former one, for the sessions that it still holds.
+	Forwarded bool
+	Have      []string // with Forwarded: sessions that have got it, over a newer connection
+	Body      []byte
+	Done      func(*Call) // must not block
 
 	sentAt time.Time // the link's own
 
@@ -37,17 +35,6 @@ type Call struct {
 	Peer  wire.RingRef // the ring that the node goes by, with a reply
 	Err   error        // instead of a reply
 }
-
-// Why a call has no reply.
-var (
-	// ErrUnreachable: the call did not reach the node.
-	ErrUnreachable = errors.New("the node cannot be reached")
-	// ErrLost: the call was sent, and the link ended before the reply; it may
-	// have been carried out.
-	ErrLost = errors.New("the link to the node ended before it answered")
-	// ErrBusy: too much is waiting for this node.
-	ErrBusy = errors.New("too many calls wait for this node")
-)
 
 // Limits of a link.
 const (
@@ -78,7 +65,7 @@ const (
 // replies to it open the gate.
 type Link struct {
 	// Broken, if set before the first Do, is called when a connection that was up
-	// has ended without Close. It must not block.
+	// has ended without Close, or could not be made. It must not block.
 	Broken func()
 
 	url   string
@@ -129,13 +116,7 @@ func (l *Link) Do(c *Call) {
 	l.bytes += len(c.Body)
 	switch {
 	case l.state == down:
-		l.state = connecting
-		ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
-		l.cancel = cancel
-		l.routines.Go(func() {
-			defer cancel()
-			l.connect(ctx)
-		})
+		l.connectLocked()
 	case l.state == up && !l.gate:
 		l.gate = true
 		l.mu.Unlock()
@@ -143,6 +124,26 @@ func (l *Link) Do(c *Call) {
 		return
 	}
 	l.mu.Unlock()
+}
+
+// Open connects if the link is down, without a call: whoever holds a link to a
+// process hears of its death at once.
+func (l *Link) Open() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.state == down && !l.closed {
+		l.connectLocked()
+	}
+}
+
+func (l *Link) connectLocked() {
+	l.state = connecting
+	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
+	l.cancel = cancel
+	l.routines.Go(func() {
+		defer cancel()
+		l.connect(ctx)
+	})
 }
 
 // gather lets callers that are ready to run add their calls to the batch, and
@@ -203,11 +204,20 @@ func (l *Link) sendLocked() {
 		if c.JSON {
 			flags |= flagJSON
 		}
+		if c.Forwarded {
+			flags |= flagForwarded
+		}
 		b = append(b, byte(c.Op), flags)
 		b = appendBytes(b, c.User)
 		b = appendBytes(b, c.Device)
 		b = appendBytes(b, c.ID)
 		b = appendBytes(b, c.Body)
+		if c.Forwarded {
+			b = binary.AppendUvarint(b, uint64(len(c.Have)))
+			for _, id := range c.Have {
+				b = appendBytes(b, id)
+			}
+		}
 	}
 	if n == len(l.pending) {
 		l.pending = nil
@@ -241,63 +251,6 @@ func (l *Link) connect(ctx context.Context) {
 	l.sendLocked()
 }
 
-func (l *Link) dial(ctx context.Context) (net.Conn, *bufio.Reader, error) {
-	u, err := url.Parse(l.url)
-	if err != nil {
-		return nil, nil, err
-	}
-	host := u.Host
-	if u.Port() == "" {
-		host = net.JoinHostPort(u.Hostname(), map[string]string{"http": "80", "https": "443"}[u.Scheme])
-	}
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", host)
-	if err != nil {
-		return nil, nil, err
-	}
-	if u.Scheme == "https" {
-		t := tls.Client(conn, &tls.Config{ServerName: u.Hostname(), NextProtos: []string{"http/1.1"}})
-		if err := t.HandshakeContext(ctx); err != nil {
-			_ = conn.Close()
-			return nil, nil, err
-		}
-		conn = t
-	}
-	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
-	br, err := l.upgrade(conn, u)
-	if !stop() && err == nil {
-		err = ctx.Err()
-	}
-	if err != nil {
-		_ = conn.Close()
-		return nil, nil, err
-	}
-	return conn, br, nil
-}
-
-func (l *Link) upgrade(conn net.Conn, u *url.URL) (*bufio.Reader, error) {
-	req, err := http.NewRequest(http.MethodGet, u.JoinPath(Path).String(), nil)
-	if err != nil {
-		return nil, err
-	}
-	req.Header.Set("Connection", "Upgrade")
-	req.Header.Set("Upgrade", Protocol)
-	req.Header.Set("Authorization", "Bearer "+l.token())
-	if err := req.Write(conn); err != nil {
-		return nil, err
-	}
-	br := bufio.NewReaderSize(conn, 16<<10)
-	resp, err := http.ReadResponse(br, req)
-	if err != nil {
-		return nil, err
-	}
-	if resp.StatusCode != http.StatusSwitchingProtocols {
-		defer resp.Body.Close()
-		detail, _ := io.ReadAll(io.LimitReader(resp.Body, 1024))
-		return nil, fmt.Errorf("the node refuses the link: %s: %s", resp.Status, detail)
-	}
-	return br, nil
-}
-
 // read takes replies until the link ends.
 func (l *Link) read(conn net.Conn, br *bufio.Reader) {
 	for {
@@ -328,7 +281,7 @@ func (l *Link) replies(conn net.Conn, body []byte) error {
 	busy := l.last >= someCalls && l.last < manyCalls
 	for range n {
 		id := r.uvarint()
-		rep := Reply{Status: Status(r.byte()), Delivered: int(r.uvarint())}
+		rep := Reply{Status: Status(r.byte()), Delivered: int(r.uvarint()), Body: r.bytes()}
 		c := l.sent[id]
 		if !r.bad && c == nil && id > 0 && id <= l.lastID {
 			continue // it came too late
@@ -384,10 +337,10 @@ func (l *Link) fail(conn net.Conn, err error) {
 		return
 	}
 	if l.conn != nil {
-		_ = l.conn.Close()
+		discard(l.conn)
 	}
 	pending, sent := l.pending, l.sent
-	broken := l.state == up && !l.closed && l.Broken != nil
+	broken := l.state != down && !l.closed && l.Broken != nil
 	l.conn, l.state, l.gate, l.pending, l.bytes, l.sent = nil, down, false, nil, 0, map[uint64]*Call{}
 	l.mu.Unlock()
 	if broken {
@@ -403,11 +356,42 @@ func (l *Link) fail(conn net.Conn, err error) {
 	}
 }
 
-// linkError says what a failed link means, and why it failed.
-type linkError struct{ kind, cause error }
+// discard closes a connection with what it has not delivered yet: after a cut has
+// healed, the kernel would deliver calls that were given up long ago.
+func discard(c net.Conn) {
+	raw := c
+	if t, ok := c.(*tls.Conn); ok {
+		raw = t.NetConn()
+	}
+	if t, ok := raw.(*net.TCPConn); ok {
+		_ = t.SetLinger(0)
+	}
+	_ = raw.Close()
+}
 
-func (e *linkError) Error() string   { return e.kind.Error() + ": " + e.cause.Error() }
-func (e *linkError) Unwrap() []error { return []error{e.kind, e.cause} }
+// Ask sends a call whose Done is not set and waits for its reply, until ctx ends.
+func (l *Link) Ask(ctx context.Context, c *Call) (Reply, error) {
+	done := make(chan struct{})
+	c.Done = func(*Call) { close(done) }
+	l.Do(c)
+	select {
+	case <-done:
+		return c.Reply, c.Err
+	case <-ctx.Done():
+		return Reply{}, ctx.Err()
+	}
+}
 
-// Refused tells whether nothing listened at the node's address.
-func Refused(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }
+// Withdraw takes back a call that has not been sent. It reports whether it could;
+// then the call has not been carried out, and Done is not called any more.
+func (l *Link) Withdraw(c *Call) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	i := slices.Index(l.pending, c)
+	if i < 0 {
+		return false
+	}
+	l.pending = slices.Delete(slices.Clone(l.pending), i, i+1)
+	l.bytes -= len(c.Body)
+	return true
+}

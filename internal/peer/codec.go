@@ -51,9 +51,23 @@ const (
 type Op byte
 
 const (
-	OpPush Op = iota + 1
-	OpBroadcast
+	OpPush      Op = iota + 1 // Body to User's sessions, to those of Device if it is set
+	OpBroadcast               // Body to every session
+	OpSessions                // of User: JSON, a list of wire.Session
+	OpKick                    // end sessions of User; Body is a JSON Kick
+	OpPresence                // Body is a JSON list of users; JSON, sessions by user
+	OpDrain                   // leave the ring and end
+	OpRing                    // Body is a ring document that the node may not have
+	OpPlan                    // Body is a JSON map of weights by node; JSON, own sessions by the node they would go to
 )
+
+// Kick says which sessions of a user are to end, and with which close code. All
+// of them if neither Device nor Session is set.
+type Kick struct {
+	Device  string `json:"device,omitempty"`
+	Session string `json:"session,omitempty"`
+	Code    int    `json:"code"`
+}
 
 // Status of a reply.
 type Status byte
@@ -61,19 +75,23 @@ type Status byte
 const (
 	StatusOK          Status = iota
 	StatusMisdirected        // the node does not own the user; the frame's epoch says by which ring
-	StatusBad                // the call is not one that the node understands
+	StatusUnreached          // nobody had it: the user is moving, and the former owner cannot be reached
+	StatusUnsure             // perhaps nobody had it: as above, and it did not answer
+	StatusBad                // the call is not one that the node understands or may carry out
 )
 
 // Flags.
 const (
-	flagJSON  = 1 // of a call: the body is JSON
-	flagFirst = 1 // of replies: the next batch may come
+	flagJSON      = 1 // of a call: the body is JSON
+	flagForwarded = 2 // of a call: it comes from the user's owner, for the sessions that have not moved yet
+	flagFirst     = 1 // of replies: the next batch may come
 )
 
 // Reply is what a node answers to a call.
 type Reply struct {
 	Status    Status
 	Delivered int
+	Body      []byte // what the op says; of a forwarded push, a JSON list of the sessions it was written to
 }
 
 var errFrame = errors.New("malformed frame on a peer link")

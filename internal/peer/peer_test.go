@@ -50,7 +50,7 @@ func startNode(t *testing.T, handle func(*Batch)) *node {
 			http.Error(w, "not for you", http.StatusUnauthorized)
 			return
 		}
-		if err := n.Upgrade(w, r); err != nil {
+		if err := n.Upgrade(w, r, "test"); err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 		}
 	}))
@@ -122,7 +122,7 @@ func TestOneCall(t *testing.T) {
 		string(in.ID) != "id-1" || !in.JSON || string(in.Body) != `{"a":"\u0000"}` {
 		t.Errorf("arrived as %+v", b)
 	}
-	if c.Reply != (Reply{StatusMisdirected, 300}) || c.Peer != nodeRing {
+	if c.Reply.Status != StatusMisdirected || c.Reply.Delivered != 300 || c.Peer != nodeRing {
 		t.Errorf("answered %+v by %+v", c.Reply, c.Peer)
 	}
 	if !l.Idle() {
@@ -312,7 +312,7 @@ func TestNodeComesBack(t *testing.T) {
 	if err != nil {
 		t.Skipf("the port was taken meanwhile: %v", err)
 	}
-	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _ = again.Upgrade(w, r) })}
+	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _ = again.Upgrade(w, r, "test") })}
 	go func() { _ = s.Serve(ln) }()
 	t.Cleanup(func() { _ = s.Close(); again.Close() })
 	answered(t, do(l, "c"))
@@ -344,7 +344,7 @@ func TestUpgradeRefused(t *testing.T) {
 		r := httptest.NewRequest(http.MethodGet, Path, nil)
 		r.Header.Set("Upgrade", header)
 		var p *wire.Problem
-		if err := s.Upgrade(httptest.NewRecorder(), r); !errors.As(err, &p) || p.Status != http.StatusBadRequest {
+		if err := s.Upgrade(httptest.NewRecorder(), r, "test"); !errors.As(err, &p) || p.Status != http.StatusBadRequest {
 			t.Errorf("Upgrade %q: %v", header, err)
 		}
 	}

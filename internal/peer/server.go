@@ -23,8 +23,10 @@ const firstReplies = 5 * time.Millisecond
 type In struct {
 	Op               Op
 	JSON             bool
+	Forwarded        bool // by the user's owner: for the sessions that are still here, never to be forwarded again
 	User, Device, ID []byte
 	Body             []byte
+	Have             []string // with Forwarded: sessions that have got it, over a newer connection
 
 	batch *Batch
 	id    uint64
@@ -35,6 +37,7 @@ func (in *In) Reply(r Reply) { in.batch.reply(in.id, r) }
 
 // Batch is what arrived together.
 type Batch struct {
+	From  string       // who calls, by its token
 	Ring  wire.RingRef // the ring by which the caller chose this node
 	Calls []In
 
@@ -61,9 +64,9 @@ type Server struct {
 	wg     sync.WaitGroup
 }
 
-// Upgrade turns an authenticated request into a link and serves it in
+// Upgrade turns a request that from authenticated into a link and serves it in
 // goroutines of its own. The error is a problem to answer with.
-func (s *Server) Upgrade(w http.ResponseWriter, r *http.Request) error {
+func (s *Server) Upgrade(w http.ResponseWriter, r *http.Request, from string) error {
 	if !strings.EqualFold(r.Header.Get("Upgrade"), Protocol) || r.ProtoMajor != 1 {
 		return wire.NewProblem(http.StatusBadRequest, wire.CodeInvalidRequest, "a peer link starts with Upgrade: %s", Protocol)
 	}
@@ -80,7 +83,7 @@ func (s *Server) Upgrade(w http.ResponseWriter, r *http.Request) error {
 	if s.conns == nil {
 		s.conns = map[*serving]struct{}{}
 	}
-	v := &serving{server: s, conn: conn}
+	v := &serving{server: s, conn: conn, from: from}
 	s.conns[v] = struct{}{}
 	s.wg.Add(1)
 	s.mu.Unlock()
@@ -118,6 +121,7 @@ func (s *Server) Drop() {
 type serving struct {
 	server  *Server
 	conn    net.Conn
+	from    string
 	dropped atomic.Bool
 	mu      sync.Mutex // one frame at a time
 }
@@ -136,6 +140,7 @@ func (v *serving) serve(br *bufio.Reader) {
 		if !ok {
 			return
 		}
+		b.From = v.from
 		v.server.Handle(b)
 		b.handled()
 	}
@@ -153,8 +158,14 @@ func (v *serving) decode(body []byte) (*Batch, bool) {
 	for i := range b.Calls {
 		in := &b.Calls[i]
 		in.batch, in.id, in.Op = b, r.uvarint(), Op(r.byte())
-		in.JSON = r.byte()&flagJSON != 0
+		flags := r.byte()
+		in.JSON, in.Forwarded = flags&flagJSON != 0, flags&flagForwarded != 0
 		in.User, in.Device, in.ID, in.Body = r.bytes(), r.bytes(), r.bytes(), r.bytes()
+		if in.Forwarded {
+			for k := r.uvarint(); k > 0 && !r.bad; k-- {
+				in.Have = append(in.Have, string(r.bytes()))
+			}
+		}
 	}
 	return b, !r.bad
 }
@@ -167,6 +178,7 @@ func (b *Batch) reply(id uint64, r Reply) {
 	b.buf = binary.AppendUvarint(b.buf, id)
 	b.buf = append(b.buf, byte(r.Status))
 	b.buf = binary.AppendUvarint(b.buf, uint64(r.Delivered))
+	b.buf = appendBytes(b.buf, r.Body)
 	b.n++
 	b.left--
 	if b.left > 0 && !b.opened {

@@ -68,13 +68,19 @@ func NewSigner() *Signer {
 type Ticket struct {
 	User, Device, Node string
 	Epoch              uint64 // of the ring by which the node was chosen
+	// Session is set when it moves a session that there is already; Connected is
+	// then when that first connected.
+	Session   string
+	Connected time.Time // to the millisecond
 }
 
 // claims of a token, as they are read. They are written by sign.
 type claims struct {
 	Claims
-	Device string `json:"dev,omitempty"`
-	Epoch  uint64 `json:"ep,omitempty"`
+	Device    string `json:"dev,omitempty"`
+	Epoch     uint64 `json:"ep,omitempty"`
+	Session   string `json:"sid,omitempty"`
+	Connected int64  `json:"cat,omitempty"` // ms since 1970
 }
 
 // Ticket signs t, good from now on for Life. The user must be valid UTF-8.
@@ -106,6 +112,12 @@ func (s *Signer) sign(kind string, t Ticket, now time.Time) string {
 	if t.Epoch > 0 {
 		c = append(c, `,"ep":`...)
 		c = strconv.AppendUint(c, t.Epoch, 10)
+	}
+	if t.Session != "" {
+		c = append(c, `,"sid":`...)
+		c = wire.AppendString(c, t.Session)
+		c = append(c, `,"cat":`...)
+		c = strconv.AppendInt(c, t.Connected.UnixMilli(), 10)
 	}
 	c = append(c, `,"jti":"`...)
 	c = base64.RawURLEncoding.AppendEncode(c, id[:])
@@ -151,7 +163,11 @@ func (v *Verifier) Ticket(token string, now time.Time) (Ticket, error) {
 	if err != nil {
 		return Ticket{}, err
 	}
-	return Ticket{User: c.Subject, Device: c.Device, Node: v.node, Epoch: c.Epoch}, nil
+	t := Ticket{User: c.Subject, Device: c.Device, Node: v.node, Epoch: c.Epoch, Session: c.Session}
+	if t.Session != "" {
+		t.Connected = time.UnixMilli(c.Connected)
+	}
+	return t, nil
 }
 
 // Peer checks a peer token, uses it up and returns who calls.

@@ -1,9 +1,6 @@
 package wire
 
-import (
-	"encoding/json"
-	"time"
-)
+import "time"
 
 // Subprotocol and the prefix of the one that carries a ticket.
 const (
@@ -51,8 +48,10 @@ type Retry struct {
 	MaxMS  int64 `json:"max_ms"`
 }
 
-// DefaultRetry is what locators tell clients unless there is a reason for more.
-var DefaultRetry = Retry{BaseMS: 500, MaxMS: 30_000}
+// DefaultRetry is what locators tell clients unless there is a reason for more:
+// with a base of 200 ms a client that was sent to a node in the moment it died,
+// and so waits twice, is back within half a second.
+var DefaultRetry = Retry{BaseMS: 200, MaxMS: 30_000}
 
 // PushResult is the answer to a push.
 type PushResult struct {
@@ -102,11 +101,66 @@ const (
 
 // RingResponse is the answer to GET /v1/ring.
 type RingResponse struct {
-	Cluster  string            `json:"cluster"`
-	Epoch    uint64            `json:"epoch"`
-	Hash     string            `json:"hash"`
-	Nodes    []RingNode        `json:"nodes"`
-	Handoffs []json.RawMessage `json:"handoffs"`
+	Cluster  string        `json:"cluster"`
+	Epoch    uint64        `json:"epoch"`
+	Hash     string        `json:"hash"`
+	Nodes    []RingNode    `json:"nodes"`
+	Handoffs []RingHandoff `json:"handoffs"`
+}
+
+// RingHandoff is a change of the ring after which some nodes may still hold
+// sessions of users that they lost by it.
+type RingHandoff struct {
+	FromEpoch uint64        `json:"from_epoch"` // of the ring before the change
+	Reason    string        `json:"reason"`
+	Nodes     []string      `json:"nodes"` // that the change was about
+	Pending   []HandoffNode `json:"pending"`
+}
+
+// HandoffNode is a node that has not finished a handoff.
+type HandoffNode struct {
+	Node     string `json:"node"`
+	Sessions int    `json:"sessions"` // that still have to go, by its last report
+}
+
+// PlanRequest asks what a change of the ring would move. Add also changes the
+// weight of a node that is there.
+type PlanRequest struct {
+	Add    []PlanNode `json:"add"`
+	Remove []string   `json:"remove"`
+}
+
+// PlanNode is a node to be added; a weight of 0 is 1.
+type PlanNode struct {
+	ID     string `json:"id"`
+	Weight int    `json:"weight"`
+}
+
+// PlanResponse is what would move: a part of all possible users, 0 to 1, and of
+// the sessions that are open now.
+type PlanResponse struct {
+	Epoch    uint64     `json:"epoch"`
+	Share    float64    `json:"share"`
+	Sessions int        `json:"sessions"`
+	Moves    []PlanMove `json:"moves"`
+}
+
+// PlanMove is what would move from one node to another.
+type PlanMove struct {
+	From     string  `json:"from"`
+	To       string  `json:"to"`
+	Share    float64 `json:"share"`
+	Sessions int     `json:"sessions"`
+}
+
+// UserResponse is the answer to GET /v1/users/{user}.
+type UserResponse struct {
+	User     string    `json:"user"`
+	Node     string    `json:"node"`
+	Epoch    uint64    `json:"epoch"`
+	Online   bool      `json:"online"`
+	Sessions []Session `json:"sessions"`
+	Head     uint64    `json:"head"`
 }
 
 // Session is one connection of a user, as services see it.

@@ -1,0 +1,322 @@
+package cluster
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/dialring/dialring/internal/ring"
+	"github.com/dialring/dialring/internal/wire"
+)
+
+// How long a node that keeps joining and leaving is held off: from its
+// flapHeld-th short stay on flapHold, twice as long each time. Stays of
+// flapStay are not short; after flapForget the count starts anew.
+const (
+	flapStay   = time.Minute
+	flapForget = 10 * time.Minute
+	flapHeld   = 3
+	flapHold   = 10 * time.Second
+	flapMost   = 5 * time.Minute
+)
+
+// proposal is the ring that should follow the published one, while it is made.
+//
+//	failures   crashes, restarts in place, new addresses: at once, also in the
+//	           middle of a handoff
+//	handoffs   those end whose pending nodes have all reported, or are gone
+//	planned    only when no handoff is left: nodes that drain, else nodes that
+//	           join, else weights
+//	record     if users lost their owner, and that process lives: a new handoff
+type proposal struct {
+	s       *members
+	now     time.Time
+	d       ring.Document
+	reasons []string
+	changed []string
+	flapped map[string]int // by node that leaves: its new count; 0: it does not flap
+	removed int            // without refusal
+	suspect map[string]bool
+}
+
+// next returns the ring that should follow the published one; ok is false if
+// nothing is to change. The caller publishes it and, if that succeeded, calls
+// setRing.
+func (s *members) next(now time.Time) (d ring.Document, ok bool) {
+	p := proposal{s: s, now: now, d: s.cur.With(), suspect: s.mostSuspect(now)}
+	p.d.Change = ring.Change{}
+	p.failures()
+	failed := len(p.changed) > 0
+	p.handoffs()
+	if !failed && len(p.d.Handoffs) == 0 {
+		p.planned()
+	}
+	if len(p.reasons) == 0 {
+		return p.d, false
+	}
+	slices.Sort(p.changed)
+	p.record()
+	p.d.Change = ring.Change{Reason: strings.Join(p.reasons, "+"), Nodes: slices.Compact(p.changed), By: s.self, Unrefused: p.removed}
+	return p.d, true
+}
+
+func (p *proposal) change(reason string, ids ...string) {
+	if !slices.Contains(p.reasons, reason) {
+		p.reasons = append(p.reasons, reason)
+	}
+	p.changed = append(p.changed, ids...)
+}
+
+func (p *proposal) replace(n ring.Node) {
+	p.d.Nodes[slices.IndexFunc(p.d.Nodes, func(x ring.Node) bool { return x.ID == n.ID })] = n
+}
+
+// drop takes a node out of the ring, and notes whether it stayed shortly only.
+func (p *proposal) drop(id string) {
+	p.d.Nodes = slices.DeleteFunc(p.d.Nodes, func(n ring.Node) bool { return n.ID == id })
+	if p.flapped == nil {
+		p.flapped = map[string]int{}
+	}
+	if m := p.s.get(id); !m.joined.IsZero() && p.now.Sub(m.joined) < flapStay {
+		p.flapped[id] = p.s.flaps(id) + 1
+	} else {
+		p.flapped[id] = 0
+	}
+}
+
+// dead tells whether the process in the ring is to be taken out, and whether
+// its address refused twice (nothing listens there any more).
+func (p *proposal) dead(n *ring.Node, m *member) (dead, refused bool) {
+	refused = m.peer.refused >= 2
+	switch {
+	case m.heir != "" && !m.silent(p.now):
+		return false, refused // its successor is about to report
+	case m.silent(p.now):
+		dead = m.peer.fails >= 2
+	default:
+		// Heartbeats that arrive while this locator cannot reach it are a broken
+		// path, unless most locators find it broken.
+		dead = m.refusedSince() && p.s.revived[n.ID] != n.Boot || p.suspect[n.Boot]
+	}
+	if _, stays := p.s.cur.Find(n.ID); !stays {
+		return dead, refused // it has no place to keep
+	}
+	if grace := time.Duration(n.GraceMS) * time.Millisecond; m.peer.fails > 0 && p.now.Sub(m.peer.failing) < grace {
+		dead = false
+	}
+	return dead, refused
+}
+
+func (p *proposal) failures() {
+	mayLeave := p.s.mayLeaveUnrefused(p.now)
+	for _, n := range p.s.cur.Nodes {
+		m := p.s.get(n.ID)
+		dead, refused := p.dead(&n, m)
+		gone := dead || m.heir != "" || m.refusedSince()
+		switch {
+		case gone && m.ready(p.now) && (m.heir == "" || m.heir == m.cand.Boot):
+			next := m.cand.node()
+			next.Weight = n.Weight // a change of that is one of its own
+			p.replace(next)
+			p.change("restart", n.ID)
+		case dead && (refused || mayLeave > 0):
+			if !refused {
+				mayLeave--
+				p.removed++
+			}
+			p.drop(n.ID)
+			p.change("crash", n.ID)
+		case m.cand.Boot == n.Boot && m.ready(p.now):
+			next := m.cand.node()
+			next.Weight = n.Weight
+			p.replace(next)
+			p.change("update", n.ID)
+		}
+	}
+	for _, n := range p.s.cur.Leaving {
+		if dead, _ := p.dead(&n, p.s.get(n.ID)); dead || p.s.get(n.ID).heir != "" {
+			p.d.Leaving = slices.DeleteFunc(p.d.Leaving, func(x ring.Node) bool { return x.ID == n.ID })
+			p.change("crash", n.ID)
+		}
+	}
+}
+
+// handoffs takes those off the list that are done, and the leaving nodes that
+// nobody waits for.
+func (p *proposal) handoffs() {
+	list := p.d.Handoffs
+	p.d.Handoffs = nil
+	for _, h := range list {
+		var pending []string
+		for _, id := range h.Pending {
+			if n, known := p.d.Process(id); known && p.s.get(id).settled(n.Boot) <= h.Epoch {
+				pending = append(pending, id)
+			}
+		}
+		if len(pending) == 0 {
+			p.change("handoff", h.Nodes...)
+			continue
+		}
+		h.Pending = pending
+		p.d.Handoffs = append(p.d.Handoffs, h)
+	}
+	p.d.Leaving = slices.DeleteFunc(p.d.Leaving, func(n ring.Node) bool {
+		return !slices.ContainsFunc(p.d.Handoffs, func(h ring.Handoff) bool { return slices.Contains(h.Pending, n.ID) })
+	})
+}
+
+// settled is the newest epoch by which a process is known to hold no session of
+// a user that it does not own.
+func (m *member) settled(boot string) uint64 {
+	e := uint64(0)
+	if m.beat.Boot == boot {
+		e = m.beat.Settled
+	}
+	if m.health.Boot == boot {
+		e = max(e, m.health.Settled)
+	}
+	return e
+}
+
+func (p *proposal) planned() {
+	for _, n := range p.s.cur.Nodes {
+		if p.s.get(n.ID).beat.State == wire.StateDraining {
+			p.drop(n.ID)
+			p.d.Leaving = append(p.d.Leaving, n)
+			p.change("leave", n.ID)
+		}
+	}
+	if len(p.changed) > 0 {
+		return
+	}
+	for _, m := range p.joining() {
+		if len(p.d.Nodes) >= ring.MaxNodes || p.d.Weight()+m.cand.Weight > ring.MaxTotalWeight {
+			continue // it stays joining, and the others go on
+		}
+		p.d.Nodes = append(p.d.Nodes, m.cand.node())
+		p.change("join", m.id)
+	}
+	if len(p.changed) > 0 {
+		return
+	}
+	for _, n := range p.s.cur.Nodes {
+		m := p.s.get(n.ID)
+		if m.beat.Boot == n.Boot && m.beat.Weight != n.Weight && p.d.Weight()-n.Weight+m.beat.Weight <= ring.MaxTotalWeight {
+			n.Weight = m.beat.Weight
+			p.replace(n)
+			p.change("weight", n.ID)
+		}
+	}
+}
+
+// record adds the handoff that this change starts, if any, and how often nodes
+// have flapped.
+func (p *proposal) record() {
+	before, after := p.s.cur.Members(), p.d.Members()
+	gains := false // somebody takes users from all others
+	for id, w := range after {
+		gains = gains || w > before[id]
+	}
+	var pending []string
+	for _, n := range slices.Concat(p.d.Nodes, p.d.Leaving) {
+		if w := before[n.ID]; w > 0 && (gains || after[n.ID] < w) {
+			pending = append(pending, n.ID)
+		}
+	}
+	if len(pending) > 0 && !maps.Equal(before, after) {
+		slices.Sort(pending)
+		p.d.Handoffs = append(p.d.Handoffs, ring.Handoff{Epoch: p.s.cur.Epoch, Reason: strings.Join(p.reasons, "+"),
+			Nodes: slices.Compact(slices.Clone(p.changed)), Members: before, Pending: pending})
+		// It cannot come to more, since planned changes wait; if it does, those
+		// that were forgotten lose pushes in the moment their users move.
+		p.d.Handoffs = p.d.Handoffs[max(0, len(p.d.Handoffs)-ring.MaxHandoffs):]
+	}
+	p.d.Flapping = slices.DeleteFunc(p.d.Flapping, func(f ring.Flaps) bool {
+		if _, leaves := p.flapped[f.ID]; leaves {
+			return true
+		}
+		m := p.s.m[f.ID]
+		if _, in := p.d.Find(f.ID); in {
+			_, was := p.s.cur.Find(f.ID)
+			return was && m != nil && !m.joined.IsZero() && p.now.Sub(m.joined) >= flapForget
+		}
+		return p.now.Sub(p.s.left[f.ID]) >= flapForget
+	})
+	for id, n := range p.flapped {
+		if n > 0 {
+			p.d.Flapping = append(p.d.Flapping, ring.Flaps{ID: id, Count: n})
+		}
+	}
+	slices.SortFunc(p.d.Flapping, func(a, b ring.Flaps) int { return strings.Compare(a.ID, b.ID) })
+}
+
+// flaps returns how often a node has flapped lately.
+func (s *members) flaps(id string) int {
+	for _, f := range s.cur.Flapping {
+		if f.ID == id {
+			return f.Count
+		}
+	}
+	return 0
+}
+
+// heldOff tells whether a node that flaps has to wait before it joins again.
+func (s *members) heldOff(id string, now time.Time) bool {
+	n := s.flaps(id) - flapHeld
+	if n < 0 {
+		return false
+	}
+	return now.Sub(s.left[id]) < min(flapHold<<min(n, 8), flapMost)
+}
+
+// ready tells whether the candidate could be in the ring: it is alive, wants to,
+// and its addresses answered.
+func (m *member) ready(now time.Time) bool {
+	return !m.eligibleAt.IsZero() && now.Sub(m.candAt) < silentAfter && m.cand.State != wire.StateDraining
+}
+
+// joining returns who may join now: everyone who is eligible, once the first of
+// them has waited for the settle time.
+func (p *proposal) joining() []*member {
+	var out []*member
+	var first time.Time
+	for id, m := range p.s.m {
+		if _, known := p.s.cur.Process(id); known || !m.ready(p.now) || p.s.heldOff(id, p.now) || p.suspect[m.cand.Boot] {
+			continue
+		}
+		out = append(out, m)
+		if first.IsZero() || m.eligibleAt.Before(first) {
+			first = m.eligibleAt
+		}
+	}
+	if p.now.Sub(first) < settle {
+		return nil
+	}
+	slices.SortFunc(out, func(a, b *member) int { return strings.Compare(a.id, b.id) })
+	return out
+}
+
+// mayLeaveUnrefused returns how many nodes may leave now of which we only know
+// that they do not answer: over half a minute never more than half, whichever
+// locators took them out, since it is then more likely that it is us who cannot
+// reach them.
+func (s *members) mayLeaveUnrefused(now time.Time) int {
+	s.removed = slices.DeleteFunc(s.removed, func(t time.Time) bool { return now.Sub(t) >= halfWindow })
+	return max(0, (len(s.cur.Nodes)+len(s.removed))/2-len(s.removed))
+}
+
+// epochSeen is the newest epoch that a node goes by: a store that lost its data
+// must not number again what was there before.
+func (s *members) epochSeen() uint64 {
+	e := s.cur.Epoch
+	for _, m := range s.m {
+		e = max(e, m.beat.Epoch, m.cand.Epoch)
+	}
+	return e
+}
+
+func (b *NodeBeat) node() ring.Node {
+	return ring.Node{ID: b.ID, Boot: b.Boot, URL: b.URL, PeerURL: b.PeerURL, Weight: b.Weight, AcceptRate: b.AcceptRate, GraceMS: b.GraceMS,
+		KID: b.KID, Key: b.Key}
+}

@@ -1,0 +1,200 @@
+package locator
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/labstack/echo/v4"
+
+	"github.com/dialring/dialring/internal/peer"
+	"github.com/dialring/dialring/internal/ring"
+	"github.com/dialring/dialring/internal/wire"
+)
+
+// callTimeout bounds a call to one node that is no push.
+const callTimeout = 3 * time.Second
+
+var errBad = errors.New("the node refuses the call")
+
+// call asks one node and waits for its answer.
+func (r *router) call(ctx context.Context, n *ring.Node, c *peer.Call) (peer.Reply, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	reply, err := r.linkOf(n).Ask(ctx, c)
+	if err == nil && reply.Status == peer.StatusBad {
+		err = errBad
+	}
+	return reply, err
+}
+
+// askOwner carries a call to the node that owns its user, like a push.
+func (l *Locator) askOwner(c *peer.Call) (*job, *wire.Problem) {
+	j := &job{Call: *c, group: newGroup(1)}
+	l.router.send(l.ctx, j)
+	<-j.group.done
+	switch {
+	case j.problem != nil && j.problem.Code == wire.CodeOwnerUnreachable: // its text is about a message
+		return nil, unreachable(j.owner.ID)
+	case j.problem != nil:
+		return nil, j.problem
+	case j.Err != nil || j.Reply.Status != peer.StatusOK:
+		return nil, unreachable(j.owner.ID)
+	}
+	return j, nil
+}
+
+// getUser: GET /v1/users/{user}, who is connected where.
+func (l *Locator) getUser(c echo.Context) error {
+	user, err := wire.PathUser(c.Request().URL, "/v1/users/", "")
+	if err != nil {
+		return badRequest("%v", err)
+	}
+	j, p := l.askOwner(&peer.Call{Op: peer.OpSessions, User: user})
+	if p != nil {
+		return p
+	}
+	out := wire.UserResponse{User: user, Node: j.owner.ID, Epoch: j.epoch}
+	if err := json.Unmarshal(j.Reply.Body, &out.Sessions); err != nil {
+		return err
+	}
+	out.Online = len(out.Sessions) > 0
+	return writeJSON(c, http.StatusOK, out)
+}
+
+// kick: DELETE /v1/users/{user}/sessions?device=&session=
+func (l *Locator) kick(c echo.Context) error {
+	r := c.Request()
+	if !strings.HasSuffix(r.URL.EscapedPath(), "/sessions") {
+		return wire.NewProblem(http.StatusNotFound, wire.CodeNotFound, "sessions are ended by DELETE /v1/users/{user}/sessions")
+	}
+	user, err := wire.PathUser(r.URL, "/v1/users/", "/sessions")
+	if err != nil {
+		return badRequest("%v", err)
+	}
+	k := peer.Kick{Code: wire.CloseKicked}
+	for name, v := range c.QueryParams() {
+		switch {
+		case len(v) != 1:
+			return badRequest("%s is given more than once", name)
+		case name == "device":
+			if err := wire.CheckDevice(v[0]); err != nil {
+				return badRequest("device: %v", err)
+			}
+			k.Device = v[0]
+		case name == "session":
+			if v[0] == "" || len(v[0]) > 64 {
+				return badRequest("session is the id of a session, as GET /v1/users/{user} lists it")
+			}
+			k.Session = v[0]
+		default:
+			return badRequest("the query has %q; it may have device and session", name)
+		}
+	}
+	body, err := json.Marshal(k)
+	if err != nil {
+		return err
+	}
+	j, p := l.askOwner(&peer.Call{Op: peer.OpKick, User: user, JSON: true, Body: body})
+	if p != nil {
+		return p
+	}
+	var ids []string
+	if err := json.Unmarshal(j.Reply.Body, &ids); err != nil {
+		return err
+	}
+	return writeJSON(c, http.StatusOK, map[string]int{"closed": len(ids)})
+}
+
+// presence: POST /v1/presence {"users":[…]}, one question to each node.
+func (l *Locator) presence(c echo.Context) error {
+	body, p := readJSONBody(c.Request(), wire.MaxCallBytes)
+	if p != nil {
+		return p
+	}
+	var req struct {
+		Users []string `json:"users"`
+	}
+	if err := wire.DecodeJSON(body, &req); err != nil {
+		return badRequest("the body: %v", err)
+	}
+	if len(req.Users) > wire.MaxUsersPerCall {
+		return badRequest("the call names %d users; at most %d are allowed", len(req.Users), wire.MaxUsersPerCall)
+	}
+	for _, u := range req.Users {
+		if err := wire.CheckUser(u); err != nil {
+			return badRequest("users: %v", err)
+		}
+	}
+	online := map[string]int{}
+	end := time.Now().Add(pushTimeout)
+	for left := req.Users; len(left) > 0; {
+		changed := l.rings.Changed()
+		var p *wire.Problem
+		if left, p = l.presenceOf(c.Request().Context(), left, online); p != nil && (len(left) == 0 || time.Now().After(end)) {
+			return p
+		}
+		if time.Now().After(end) {
+			return wire.NewProblem(http.StatusServiceUnavailable, wire.CodeOwnerUnreachable, "the nodes do not agree on who owns whom; try again")
+		}
+		if len(left) > 0 { // the ring is changing
+			select {
+			case <-changed:
+			case <-time.After(retryPause):
+			case <-c.Request().Context().Done():
+			}
+		}
+	}
+	return writeJSON(c, http.StatusOK, map[string]any{"online": online})
+}
+
+// presenceOf asks the owners of users by the ring of now, and returns those who
+// turned out to have another one.
+func (l *Locator) presenceOf(ctx context.Context, users []string, online map[string]int) ([]string, *wire.Problem) {
+	cur := l.rings.Current()
+	by := map[*ring.Node][]string{}
+	for _, u := range users {
+		o, ok := cur.Owner(u)
+		if !ok {
+			return nil, noNodes()
+		}
+		by[o] = append(by[o], u)
+	}
+	var mu sync.Mutex
+	var again []string
+	var failed *wire.Problem
+	var wg sync.WaitGroup
+	for n, list := range by {
+		wg.Go(func() {
+			body, err := json.Marshal(list)
+			var r peer.Reply
+			if err == nil {
+				r, err = l.router.call(ctx, n, &peer.Call{Op: peer.OpPresence, Ring: cur.Ref(), JSON: true, Body: body})
+			}
+			var got struct {
+				Sessions    map[string][]string `json:"sessions"`
+				Misdirected []string            `json:"misdirected"`
+			}
+			if err == nil {
+				err = json.Unmarshal(r.Body, &got)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				l.keeper.Failed(n.ID) // they may have another owner in a moment
+				failed, again = unreachable(n.ID), append(again, list...)
+				return
+			}
+			for u, ids := range got.Sessions {
+				online[u] = len(ids)
+			}
+			again = append(again, got.Misdirected...)
+		})
+	}
+	wg.Wait()
+	return again, failed
+}

@@ -1,0 +1,305 @@
+package wsnode
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/dialring/dialring/internal/peer"
+	"github.com/dialring/dialring/internal/ring"
+	"github.com/dialring/dialring/internal/ticket"
+	"github.com/dialring/dialring/internal/wire"
+)
+
+// askPatience is how long a question to a former owner may take.
+const askPatience = time.Second
+
+// ask calls a former owner and waits for its answer.
+func (n *Node) ask(ctx context.Context, o *ring.Node, c *peer.Call) (peer.Reply, error) {
+	ctx, cancel := context.WithTimeout(ctx, askPatience)
+	defer cancel()
+	c.Forwarded = true
+	return n.peers.Get(o.ID, o.Boot, o.PeerURL).Ask(ctx, c)
+}
+
+// op carries out a call that is no push, in a goroutine of its own.
+func (n *Node) op(in *peer.In, from string, cur *ring.Ring) {
+	n.tasks.Go(func() {
+		user := string(in.User)
+		var former []*ring.Node
+		if in.Op == peer.OpSessions || in.Op == peer.OpKick {
+			if in.Forwarded {
+				// For the sessions that are still here, whoever owns the user.
+			} else if !n.ownsUser(nil, user, cur) {
+				n.metrics.misdirected.Inc()
+				in.Reply(peer.Reply{Status: peer.StatusMisdirected})
+				return
+			} else {
+				former = cur.Former(user)
+			}
+		}
+		var out any
+		var err error
+		switch in.Op {
+		case peer.OpSessions:
+			out = n.sessionsOf(n.ctx, user, cur, former)
+		case peer.OpKick:
+			out, err = n.kick(user, in.Body, cur, former)
+		case peer.OpPresence:
+			out, err = n.presence(in, cur)
+		case peer.OpPlan:
+			out, err = n.plan(in.Body)
+		case peer.OpRing, peer.OpDrain:
+			if !strings.HasPrefix(from, fromLocator) {
+				err = errors.New("only locators do that")
+			} else if in.Op == peer.OpRing {
+				err = n.takeRing(in.Body)
+			} else {
+				n.askToDrain()
+			}
+		default:
+			err = errors.New("unknown")
+		}
+		if err != nil {
+			n.log.Warn("a call is refused", "event", "peer_call_refused", "from", from, "op", in.Op, "error", err)
+			in.Reply(peer.Reply{Status: peer.StatusBad})
+			return
+		}
+		b, err := json.Marshal(out)
+		if err != nil {
+			panic(err) // plain fields always have an encoding
+		}
+		in.Reply(peer.Reply{Body: b})
+	})
+}
+
+// fromLocator and fromNode begin the names by which callers sign.
+const (
+	fromLocator = "locator:"
+	fromNode    = "node:"
+)
+
+// sessionsOf lists a user's sessions, here and at former owners, each once.
+func (n *Node) sessionsOf(ctx context.Context, user string, cur *ring.Ring, former []*ring.Node) []wire.Session {
+	out := []wire.Session{}
+	_, here := n.hub.find([]byte(user))
+	for _, s := range here {
+		if s.old.Load() {
+			continue
+		}
+		s.mu.Lock()
+		queued := s.queued
+		s.mu.Unlock()
+		out = append(out, wire.Session{ID: s.id, Device: s.device, Node: n.cfg.NodeID, ConnectedAt: s.connectedAt, RemoteAddr: s.remote, QueuedBytes: queued})
+	}
+	for _, there := range n.sessionsElsewhere(ctx, user, cur, former) {
+		if !slices.ContainsFunc(out, func(s wire.Session) bool { return s.ID == there.ID }) {
+			out = append(out, there)
+		}
+	}
+	return out
+}
+
+// sessionsElsewhere asks former owners for a user's sessions. One that does not
+// answer has none that anything can be done about.
+func (n *Node) sessionsElsewhere(ctx context.Context, user string, cur *ring.Ring, former []*ring.Node) []wire.Session {
+	var out []wire.Session
+	for _, o := range former {
+		r, err := n.ask(ctx, o, &peer.Call{Op: peer.OpSessions, Ring: cur.Ref(), User: user})
+		var l []wire.Session
+		if err == nil {
+			err = json.Unmarshal(r.Body, &l)
+		}
+		if err != nil {
+			n.log.Warn("a former owner does not say which sessions it holds", "event", "former_owner", "former", o.ID, "error", err)
+			continue
+		}
+		out = append(out, l...)
+	}
+	return out
+}
+
+// kick closes sessions of a user, here and at former owners, and returns their
+// ids. One that is on its way from there to here does not arrive any more.
+func (n *Node) kick(user string, body []byte, cur *ring.Ring, former []*ring.Node) ([]string, error) {
+	var k peer.Kick
+	if err := json.Unmarshal(body, &k); err != nil {
+		return nil, err
+	}
+	if k.Code < 4000 || k.Code > 4299 {
+		return nil, errors.New("no close code of the contract")
+	}
+	ids := []string{}
+	add := func(id string) {
+		if !slices.Contains(ids, id) {
+			ids = append(ids, id)
+		}
+	}
+	for _, o := range former {
+		r, err := n.ask(n.ctx, o, &peer.Call{Op: peer.OpKick, Ring: cur.Ref(), User: user, JSON: true, Body: body})
+		var l []string
+		if err == nil {
+			err = json.Unmarshal(r.Body, &l)
+		}
+		if err != nil {
+			n.log.Warn("a former owner does not close sessions", "event", "former_owner", "former", o.ID, "error", err)
+			continue
+		}
+		for _, id := range l {
+			add(id)
+		}
+	}
+	for _, id := range ids {
+		n.kicked.add(id)
+	}
+	_, here := n.hub.find([]byte(user))
+	for _, s := range here {
+		if (k.Device == "" || s.device == k.Device) && (k.Session == "" || s.id == k.Session) {
+			n.kicked.add(s.id)
+			s.closeFor(k.Code)
+			add(s.id)
+		}
+	}
+	return ids, nil
+}
+
+// presenceReply says which sessions users have; users of other nodes it lists.
+type presenceReply struct {
+	Sessions    map[string][]string `json:"sessions"`
+	Misdirected []string            `json:"misdirected,omitempty"`
+}
+
+func (n *Node) presence(in *peer.In, cur *ring.Ring) (*presenceReply, error) {
+	var users []string
+	if err := json.Unmarshal(in.Body, &users); err != nil {
+		return nil, err
+	}
+	out := &presenceReply{Sessions: map[string][]string{}}
+	mine := make([]string, 0, len(users))
+	add := func(user, id string) {
+		if l := out.Sessions[user]; !slices.Contains(l, id) {
+			out.Sessions[user] = append(l, id)
+		}
+	}
+	elsewhere := map[*ring.Node][]string{}
+	for _, u := range users {
+		if !in.Forwarded {
+			if !n.ownsUser(nil, u, cur) {
+				out.Misdirected = append(out.Misdirected, u)
+				continue
+			}
+			for _, o := range cur.Former(u) {
+				elsewhere[o] = append(elsewhere[o], u)
+			}
+		}
+		mine = append(mine, u)
+	}
+	// Former owners first: who moves meanwhile is here by then.
+	for o, list := range elsewhere {
+		body, err := json.Marshal(list)
+		if err != nil {
+			return nil, err
+		}
+		r, err := n.ask(n.ctx, o, &peer.Call{Op: peer.OpPresence, Ring: cur.Ref(), JSON: true, Body: body})
+		var there presenceReply
+		if err == nil {
+			err = json.Unmarshal(r.Body, &there)
+		}
+		if err != nil {
+			n.log.Warn("a former owner does not say who is online", "event", "former_owner", "former", o.ID, "error", err)
+			continue
+		}
+		for u, ids := range there.Sessions {
+			for _, id := range ids {
+				add(u, id)
+			}
+		}
+	}
+	for _, u := range mine {
+		_, here := n.hub.find([]byte(u))
+		for _, s := range here {
+			add(u, s.id)
+		}
+	}
+	return out, nil
+}
+
+// plan counts the sessions here that another ring would give to other nodes.
+func (n *Node) plan(body []byte) (map[string]int, error) {
+	var members map[string]int
+	if err := json.Unmarshal(body, &members); err != nil {
+		return nil, err
+	}
+	sum := 0
+	for id, w := range members {
+		if err := wire.CheckNode(id); err != nil {
+			return nil, err
+		}
+		if w < 1 || w > ring.MaxWeight {
+			return nil, errors.New("a weight out of range")
+		}
+		sum += w
+	}
+	if sum > ring.MaxTotalWeight {
+		return nil, errors.New("the weights add up to too much")
+	}
+	n.planning.Lock() // one at a time: each builds a ring
+	defer n.planning.Unlock()
+	r := ring.Of(members)
+	out := map[string]int{}
+	n.hub.eachUser(func(u *user, sessions []*session) {
+		if o, ok := r.Owner(u.id); ok && o.ID != n.cfg.NodeID {
+			out[o.ID] += len(sessions)
+		}
+	})
+	return out, nil
+}
+
+// takeRing takes a ring from a locator: this node may be cut off from NATS.
+func (n *Node) takeRing(body []byte) error {
+	d, err := ring.Decode(body, n.cfg.Cluster)
+	if err != nil {
+		return err
+	}
+	return n.rings.Offer(d)
+}
+
+// askToDrain does what SIGTERM does.
+func (n *Node) askToDrain() {
+	n.drainOnce.Do(func() { close(n.drainAsked) })
+}
+
+// kickedSessions remembers which sessions were kicked for as long as a ticket
+// that moves one may be on its way.
+type kickedSessions struct {
+	mu    sync.Mutex
+	until map[string]time.Time
+}
+
+func (k *kickedSessions) add(id string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now := time.Now()
+	if k.until == nil {
+		k.until = map[string]time.Time{}
+	}
+	k.until[id] = now.Add(ticket.Life)
+}
+
+func (k *kickedSessions) has(id string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return time.Now().Before(k.until[id])
+}
+
+// sweep forgets those whose time is over.
+func (k *kickedSessions) sweep(now time.Time) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	maps.DeleteFunc(k.until, func(_ string, t time.Time) bool { return !now.Before(t) })
+}
