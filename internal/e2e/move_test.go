@@ -1,0 +1,173 @@
+package e2e
+
+import (
+	"fmt"
+	"math"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/dialring/dialring/internal/wire"
+)
+
+// settled waits until a locator shows no unfinished handoff.
+func (l *locatorProc) settled(t *testing.T) time.Duration {
+	t.Helper()
+	return eventually(t, "no handoff is left", func() bool { return len(l.ring(t).Handoffs) == 0 })
+}
+
+// ownersOf is who owns the users of a load, by a locator.
+func ownersOf(t *testing.T, l *locatorProc, users []string) map[string]string {
+	t.Helper()
+	m := map[string]string{}
+	for _, u := range users {
+		m[u] = l.locate(t, u, "").Node
+	}
+	return m
+}
+
+// clean fails unless everything arrived once and nobody had to reconnect.
+func (l *load) clean(t *testing.T) {
+	t.Helper()
+	r := l.stop(t)
+	t.Log(r)
+	if r.bad() || r.lost+r.told > 0 {
+		t.Errorf("not everything arrived once:\n%v", r)
+	}
+	if d := l.disconnects(); len(d) > 0 {
+		t.Errorf("applications saw a disconnect: %v", d)
+	}
+}
+
+// A node joins under load: who moves, and only who, dials first and leaves then.
+func TestMoveJoin(t *testing.T) {
+	l := startLocator(t)
+	for i := 1; i <= 3; i++ {
+		startNode(t, fmt.Sprintf("ws-%d", i), l.nats)
+	}
+	l.waitMembers(t, "ws-1", "ws-2", "ws-3")
+	load := startLoad(t, loadConfig{Locators: []*locatorProc{l}, Users: 300, Devices: 2, Rate: 500})
+	before := ownersOf(t, l, load.users)
+	startNode(t, "ws-4", l.nats)
+	l.waitMembers(t, "ws-1", "ws-2", "ws-3", "ws-4")
+	after := ownersOf(t, l, load.users)
+	took := load.waitConnected(t, func(string) bool { return true })
+	l.settled(t)
+	moved := 0
+	for _, u := range load.users {
+		if before[u] != after[u] {
+			moved++
+			if after[u] != "ws-4" {
+				t.Errorf("%s went from %s to %s", u, before[u], after[u])
+			}
+		}
+		for d := range 2 {
+			if n := load.nodeOf(u, fmt.Sprintf("d%d", d)); n != after[u] {
+				t.Errorf("%s is at %s, its owner is %s", u, n, after[u])
+			}
+		}
+	}
+	if got := load.moves(); got != 2*moved {
+		t.Errorf("%d moves, want %d", got, 2*moved)
+	}
+	share := l.members(t)["ws-4"].Share
+	if dev := math.Abs(float64(moved) - share*300); dev > 4*math.Sqrt(share*(1-share)*300) {
+		t.Errorf("%d of 300 users moved, the node's share is %.3f", moved, share)
+	}
+	t.Logf("%d users moved, share %.3f, after %v", moved, share, took)
+	load.clean(t)
+}
+
+// Each node is drained and started again, under load.
+func TestMoveRollingRestart(t *testing.T) {
+	l := startLocator(t)
+	var nodes []*nodeProc
+	for i := 1; i <= 3; i++ {
+		nodes = append(nodes, startNode(t, fmt.Sprintf("ws-%d", i), l.nats))
+	}
+	l.waitMembers(t, "ws-1", "ws-2", "ws-3")
+	load := startLoad(t, loadConfig{Locators: []*locatorProc{l}, Users: 300, Devices: 2, Rate: 500})
+	for i, n := range nodes {
+		if i == 1 {
+			if status, b := call(t, "POST", "http://"+l.addr+"/v1/nodes/"+n.id+"/drain", ""); status != 202 {
+				t.Fatalf("drain: %d %s", status, b)
+			}
+			<-n.done
+			if code := n.cmd.ProcessState.ExitCode(); code != 0 {
+				t.Errorf("%s ended with %d", n.id, code)
+			}
+		} else if code := n.term(t); code != 0 {
+			t.Errorf("%s ended with %d", n.id, code)
+		}
+		l.settled(t)
+		startNode(t, n.id, l.nats)
+		l.waitMembers(t, "ws-1", "ws-2", "ws-3")
+		l.settled(t)
+	}
+	load.clean(t)
+}
+
+// kill -9: users of the dead node are served again within moments, nobody else
+// notices.
+func TestMoveCrash(t *testing.T) {
+	l := startLocator(t)
+	nodes := map[string]*nodeProc{}
+	for i := 1; i <= 3; i++ {
+		id := fmt.Sprintf("ws-%d", i)
+		nodes[id] = startNode(t, id, l.nats)
+	}
+	l.waitMembers(t, "ws-1", "ws-2", "ws-3")
+	load := startLoad(t, loadConfig{Locators: []*locatorProc{l}, Users: 300, Devices: 1, Rate: 500})
+	before := ownersOf(t, l, load.users)
+	killed := load.now()
+	nodes["ws-2"].kill()
+	l.waitMembers(t, "ws-1", "ws-3")
+	load.waitConnected(t, func(node string) bool { return node != "ws-2" })
+	served := load.now()
+	t.Logf("all are back after %v", served-killed)
+	load.excuse(func(p pushRecord) bool {
+		return before[p.user] == "ws-2" && p.after >= killed && p.before <= served
+	})
+	r := load.stop(t)
+	t.Log(r)
+	if r.bad() {
+		t.Errorf("%v", r)
+	}
+	for u := range load.disconnects() {
+		if before[u] != "ws-2" {
+			t.Errorf("%s of %s had to reconnect", u, before[u])
+		}
+	}
+}
+
+// A node is stopped for a while: it is out, its users are served elsewhere, and
+// when it goes on it gives up what it holds and takes nothing for them.
+func TestMoveStoppedNode(t *testing.T) {
+	l := startLocator(t)
+	a := startNode(t, "a", l.nats)
+	startNode(t, "b", l.nats)
+	startNode(t, "c", l.nats)
+	l.waitMembers(t, "a", "b", "c")
+	u := userOf(t, l, "a")
+	hand := dialBare(t, l, u)
+	if err := a.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	l.waitMembers(t, "b", "c")
+	second := dialBare(t, l, u)
+	if second.Node == "a" {
+		t.Errorf("connected at the stopped node")
+	}
+	if r := l.push(t, u, `"elsewhere"`); r.Delivered != 1 {
+		t.Errorf("%+v", r)
+	}
+	if err := a.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	var m wire.Move
+	hand.expectType(t, wire.TypeMove, &m)
+	if m.Node != second.Node {
+		t.Errorf("told to go to %s, the owner is %s", m.Node, second.Node)
+	}
+	l.waitMembers(t, "a", "b", "c") // it joins again
+}
