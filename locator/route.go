@@ -22,6 +22,7 @@ import (
 const (
 	pushTimeout = 3 * time.Second
 	retryPause  = 50 * time.Millisecond
+	lastAnswer  = 250 * time.Millisecond // for a call that was sent just before pushTimeout
 )
 
 // router carries pushes to the nodes that own their users.
@@ -186,8 +187,15 @@ func (r *router) again(ctx context.Context, j *job, end time.Time) {
 		case <-done:
 			j.Call = c
 		case <-ctx.Done():
-			if j.Err = peer.ErrLost; link.Withdraw(&c) {
+			if link.Withdraw(&c) {
 				j.Err = peer.ErrUnreachable
+				break
+			}
+			select { // it is under way: most likely its answer is as well
+			case <-done:
+				j.Call = c
+			case <-time.After(lastAnswer):
+				j.Err = peer.ErrLost
 			}
 		}
 		if j.settled() {
