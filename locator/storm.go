@@ -71,9 +71,9 @@ type lostNodes struct {
 	until  time.Time
 }
 
-// dialAfter returns how long user has to wait before they dial owner; others are
-// the locators that send clients there as well, this one included. false: it
-// would be too long; they are to ask again then.
+// dialAfter returns how long user has to wait before they dial owner; locators
+// counts those that send clients there, this one included. false: it would be
+// too long; they are to ask again then.
 func (s *storm) dialAfter(cur *ring.Ring, owner *ring.Node, user string, locators func() int, now time.Time) (time.Duration, bool) {
 	s.observe(cur, now)
 	lost := s.lost.Load()
