@@ -59,8 +59,15 @@ func (r *router) linkOf(n *ring.Node) *peer.Link { return r.links.Get(n.ID, n.Bo
 const reopen = time.Second
 
 // run keeps a link to every node of the ring, pushes or not, so that a process
-// that dies is missed at once, until ctx ends.
-func (r *router) run(ctx context.Context) {
+// that dies is missed at once, until ctx ends. Before published nodes would
+// refuse it, and remember for a while that they do not know its key.
+func (r *router) run(ctx context.Context, published <-chan struct{}) {
+	defer r.links.Close()
+	select {
+	case <-published:
+	case <-ctx.Done():
+		return
+	}
 	again := time.NewTicker(reopen)
 	defer again.Stop()
 	for {
@@ -77,7 +84,6 @@ func (r *router) run(ctx context.Context) {
 		case <-changed:
 		case <-again.C:
 		case <-ctx.Done():
-			r.links.Close()
 			return
 		}
 	}

@@ -18,6 +18,7 @@ func TestMoveReplacedOnBoth(t *testing.T) {
 	old := dialEar(t, l, movers(equal("a"), equal("a", "b"), "a", "b", 1)[0], "d")
 	startNode(t, "b", l.nats, patient)
 	next := old.follows(t, old.told(t))
+	l.waitMembers(t, "a", "b") // a may have the ring before the locator goes by it
 	login := dialEar(t, l, old.user, "d")
 	next.closes(t, wire.CloseReplaced)
 	select {
