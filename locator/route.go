@@ -44,6 +44,14 @@ type router struct {
 	keeper *cluster.Keeper
 	log    *slog.Logger
 	links  peer.Pool
+
+	encoded atomic.Pointer[encodedRing] // the last one that was handed to a node
+}
+
+type encodedRing struct {
+	epoch uint64
+	hash  string
+	b     []byte
 }
 
 func newRouter(rings *cluster.Rings, keeper *cluster.Keeper, signer *ticket.Signer, self string, log *slog.Logger) *router {
@@ -91,12 +99,17 @@ func (r *router) run(ctx context.Context, published <-chan struct{}) {
 
 // sendRing hands the ring to a node that did not take it from NATS.
 func (r *router) sendRing(n ring.Node, d ring.Document) {
-	b, err := d.Encode()
-	if err != nil {
-		r.log.Error("the ring cannot be encoded", "event", "ring_unsent", "error", err)
-		return
+	e := r.encoded.Load()
+	if e == nil || e.epoch != d.Epoch || e.hash != d.Hash { // a large one takes a while, and many nodes may want it
+		b, err := d.Encode()
+		if err != nil {
+			r.log.Error("the ring cannot be encoded", "event", "ring_unsent", "error", err)
+			return
+		}
+		e = &encodedRing{d.Epoch, d.Hash, b}
+		r.encoded.Store(e)
 	}
-	r.linkOf(&n).Do(&peer.Call{Op: peer.OpRing, JSON: true, Body: b, Done: func(c *peer.Call) {
+	r.linkOf(&n).Do(&peer.Call{Op: peer.OpRing, JSON: true, Body: e.b, Done: func(c *peer.Call) {
 		r.log.Info("a node was handed the ring", "event", "ring_sent", "node", n.ID, "epoch", d.Epoch, "error", c.Err, "status", c.Reply.Status)
 	}})
 }

@@ -80,48 +80,60 @@ func (p *proposal) drop(id string) {
 	}
 	if m := p.s.get(id); !m.joined.IsZero() && p.now.Sub(m.joined) < flapStay {
 		p.flapped[id] = p.s.flaps(id) + 1
+	} else if m.joined.IsZero() {
+		p.flapped[id] = p.s.flaps(id) // since when it was there is not known here
 	} else {
 		p.flapped[id] = 0
 	}
 }
 
-// dead tells whether the process in the ring is to be taken out, and whether
-// its address refused twice (nothing listens there any more).
-func (p *proposal) dead(n *ring.Node, m *member) (dead, refused bool) {
-	refused = m.peer.refused >= 2
+// verdict is what the evidence says of the process in the ring.
+type verdict struct {
+	dead    bool
+	refused bool // its address refused twice: nothing listens there any more
+	kept    bool // it is dead, and its place is kept for its next process
+}
+
+// judge tells whether the process in the ring is to be taken out.
+func (p *proposal) judge(n *ring.Node, m *member) verdict {
+	v := verdict{refused: m.peer.refused >= 2}
 	switch {
 	case m.heir != "" && !m.silent(p.now):
-		return false, refused // its successor is about to report
+		return v // its successor is about to report
+	case p.s.deaf(p.now):
+		// Whatever failed may be this locator's own trouble. A refusal is not, if
+		// it came since this locator hears again.
+		v.dead = p.s.hears(p.now) && m.refusedSince() && !m.peer.refusedAt[0].Before(p.s.hearing) && p.s.revived[n.ID] != n.Boot
 	case m.silent(p.now):
-		dead = m.peer.fails >= 2
+		v.dead = m.peer.fails >= 2
 	default:
 		// Heartbeats that arrive while this locator cannot reach it are a broken
 		// path, unless most locators find it broken.
-		dead = m.refusedSince() && p.s.revived[n.ID] != n.Boot || p.suspect[n.Boot]
+		v.dead = m.refusedSince() && p.s.revived[n.ID] != n.Boot || p.suspect[n.Boot]
 	}
 	if _, stays := p.s.cur.Find(n.ID); !stays {
-		return dead, refused // it has no place to keep
+		return v // it has no place to keep
 	}
-	if grace := time.Duration(n.GraceMS) * time.Millisecond; m.peer.fails > 0 && p.now.Sub(m.peer.failing) < grace {
-		dead = false
+	if grace := time.Duration(n.GraceMS) * time.Millisecond; v.dead && m.peer.fails > 0 && p.now.Sub(m.peer.failing) < grace {
+		v.dead, v.kept = false, true
 	}
-	return dead, refused
+	return v
 }
 
 func (p *proposal) failures() {
 	mayLeave := p.s.mayLeaveUnrefused(p.now)
 	for _, n := range p.s.cur.Nodes {
 		m := p.s.get(n.ID)
-		dead, refused := p.dead(&n, m)
-		gone := dead || m.heir != "" || m.refusedSince()
+		v := p.judge(&n, m)
+		gone := v.dead || v.kept || m.heir != "" || m.refusedSince()
 		switch {
 		case gone && m.ready(p.now) && (m.heir == "" || m.heir == m.cand.Boot):
 			next := m.cand.node()
 			next.Weight = n.Weight // a change of that is one of its own
 			p.replace(next)
 			p.change("restart", n.ID)
-		case dead && (refused || mayLeave > 0):
-			if !refused {
+		case v.dead && (v.refused || mayLeave > 0):
+			if !v.refused {
 				mayLeave--
 				p.removed++
 			}
@@ -135,7 +147,7 @@ func (p *proposal) failures() {
 		}
 	}
 	for _, n := range p.s.cur.Leaving {
-		if dead, _ := p.dead(&n, p.s.get(n.ID)); dead || p.s.get(n.ID).heir != "" {
+		if p.judge(&n, p.s.get(n.ID)).dead || p.s.get(n.ID).heir != "" {
 			p.d.Leaving = slices.DeleteFunc(p.d.Leaving, func(x ring.Node) bool { return x.ID == n.ID })
 			p.change("crash", n.ID)
 		}

@@ -46,6 +46,9 @@ type doubts struct {
 // tick is how often the keeper looks what is due; evidence does not wait for it.
 const tick = 50 * time.Millisecond
 
+// sayAgain is how often the log hears that the ring cannot be changed.
+const sayAgain = 10 * time.Second
+
 // NewKeeper makes a keeper for the locator self.
 func NewKeeper(bus Bus, rings *Rings, log *slog.Logger, self string, dev bool) *Keeper {
 	k := &Keeper{bus: bus, rings: rings, log: log, dev: dev, ask: func(ctx context.Context, p *probe) { p.run(ctx) },
@@ -183,6 +186,7 @@ func (k *Keeper) probe(ctx context.Context, p probe) {
 // publishLoop is a goroutine of its own: while NATS does not answer, probing
 // and listening go on.
 func (k *Keeper) publishLoop(ctx context.Context, publish <-chan struct{}) {
+	var said time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -193,7 +197,8 @@ func (k *Keeper) publishLoop(ctx context.Context, publish <-chan struct{}) {
 		if err == nil || ctx.Err() != nil {
 			continue
 		}
-		if !errors.Is(err, errConflict) {
+		if !errors.Is(err, errConflict) && time.Since(said) >= sayAgain {
+			said = time.Now()
 			k.log.Warn("the ring cannot be changed now", "event", "ring_unpublished", "error", err)
 		}
 		select {

@@ -25,6 +25,7 @@ const (
 	suspectAfter = 3 * time.Second        // of failed probes, while heartbeats arrive: told to the other locators
 	doubtFor     = 1200 * time.Millisecond
 	behindAfter  = 200 * time.Millisecond // a node that has not taken the new ring by then is sent it
+	behindWeight = 2 * time.Millisecond   // for each unit of the ring's weight, if that is longer: it has to be built
 	behindAgain  = 500 * time.Millisecond
 )
 
@@ -68,8 +69,11 @@ type members struct {
 	revived map[string]string // by node, its boot id
 
 	locators map[string]locatorSeen
-	removed  []time.Time          // removals without refusal, by any locator, the last halfWindow
-	left     map[string]time.Time // when a node that flaps left last
+	// Since when this locator has heard something, itself at least, without a
+	// break, and when it did last. Who was deaf for a while does not know who was silent.
+	hearing, heardAt time.Time
+	removed          []time.Time          // removals without refusal, by any locator, the last halfWindow
+	left             map[string]time.Time // when a node that flaps left last
 }
 
 type crash struct {
@@ -218,6 +222,7 @@ func (m *member) dropCandidate() {
 
 // heard takes a heartbeat that arrived now.
 func (s *members) heard(b NodeBeat, now time.Time) {
+	s.hear(now)
 	if s.m[b.ID] == nil && len(s.m) >= 2*ring.MaxNodes {
 		return // far more than there can be
 	}
@@ -245,8 +250,37 @@ func (s *members) heard(b NodeBeat, now time.Time) {
 	m.cand, m.candAt = b, now
 }
 
-// heardLocator takes a locator's heartbeat that arrived now.
+// deafAfter is how long nothing at all may be heard, this locator's own
+// heartbeats included, which also take the way through NATS.
+const deafAfter = 2500 * time.Millisecond
+
+// hear notes that something was heard. After a break probes that failed start
+// anew: it may have been this locator that could reach nobody.
+func (s *members) hear(now time.Time) {
+	if now.Sub(s.heardAt) >= deafAfter {
+		s.hearing = now
+		for _, m := range s.m {
+			if m.peer.fails > 0 {
+				m.peer = probeState{target: m.peer.target, running: m.peer.running, wanted: true}
+			}
+		}
+	}
+	s.heardAt = now
+}
+
+// hears tells whether something was heard lately.
+func (s *members) hears(now time.Time) bool { return now.Sub(s.heardAt) < deafAfter }
+
+// deaf tells whether this locator has not heard for long enough to judge by what
+// it did not hear.
+func (s *members) deaf(now time.Time) bool {
+	return !s.hears(now) || now.Sub(s.hearing) < silentAfter
+}
+
+// heardLocator takes a locator's heartbeat that arrived now; its own counts as a
+// proof that this locator hears.
 func (s *members) heardLocator(b LocatorBeat, now time.Time) {
+	s.hear(now)
 	for id, l := range s.locators {
 		if now.Sub(l.at) >= silentAfter {
 			delete(s.locators, id)
@@ -291,6 +325,9 @@ func (s *members) suspects(now time.Time) []string {
 // mostSuspect returns the processes, by boot id, that more than half of the live
 // locators hear and cannot reach.
 func (s *members) mostSuspect(now time.Time) map[string]bool {
+	if s.deaf(now) { // it does not know how many others there are
+		return nil
+	}
 	count := map[string]int{}
 	for _, boot := range s.suspects(now) {
 		count[boot]++
@@ -339,7 +376,7 @@ func (s *members) doubted(now time.Time) map[string]bool {
 // they may be cut off from NATS.
 func (s *members) behind(now time.Time) []ring.Node {
 	var out []ring.Node
-	if now.Sub(s.curAt) < behindAfter {
+	if now.Sub(s.curAt) < max(behindAfter, time.Duration(s.cur.Weight())*behindWeight) {
 		return nil
 	}
 	for _, n := range slices.Concat(s.cur.Nodes, s.cur.Leaving) {

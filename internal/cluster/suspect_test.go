@@ -56,6 +56,7 @@ func TestMajorityOfSuspicion(t *testing.T) {
 	})
 	t.Run("two of three, all but this one", func(t *testing.T) {
 		w, _ := ringOf(t, "a", "b", "c")
+		w.run(silentAfter) // it has heard for long enough to know who is there
 		w.others["two"], w.others["three"] = []string{"b1"}, []string{"b1", "x9"}
 		w.until(second, "a1 c1")
 	})
@@ -107,8 +108,9 @@ func TestSuspicionOfSilentLocators(t *testing.T) {
 		{silentAfter, "a1 b1 c1"},
 	} {
 		w, _ := ringOf(t, "a", "b", "c")
+		w.run(silentAfter)
 		for _, id := range []string{"two", "three"} {
-			w.s.heardLocator(LocatorBeat{ID: id, Suspects: []string{"b1"}}, w.now.Add(-c.age))
+			w.s.locators[id] = locatorSeen{LocatorBeat{ID: id, Suspects: []string{"b1"}}, w.now.Add(-c.age)}
 		}
 		w.step() // at once, or not at all
 		if w.ring() != c.want {
@@ -128,6 +130,7 @@ func TestSuspicionOfSilentLocators(t *testing.T) {
 // While most suspect it, a node does not join either.
 func TestSuspectDoesNotJoin(t *testing.T) {
 	w, _ := ringOf(t, "a", "b", "c")
+	w.run(silentAfter)
 	w.others["two"], w.others["three"] = []string{"b1", "d1"}, []string{"b1", "d1"}
 	w.until(second, "a1 c1")
 	w.add("d", 1)

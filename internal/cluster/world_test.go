@@ -21,6 +21,7 @@ type world struct {
 	late    []result // of probes that are under way
 	probes  []probe  // all that were asked for
 	changes []change
+	alone   bool                // nothing is heard and nobody reached: neither NATS nor a node
 	others  map[string][]string // other locators that are heard, and whom they suspect, by boot id
 }
 
@@ -97,6 +98,9 @@ func (w *world) answer(p probe) result {
 		if p.public {
 			a, url = x.public, x.URL
 		}
+		if w.alone {
+			a = mute
+		}
 		if url != p.url {
 			continue
 		}
@@ -123,12 +127,17 @@ func (w *world) step() {
 			if !p.stuck { // it goes by the published ring and has moved everyone
 				p.Epoch, p.Settled = w.s.cur.Epoch, w.s.cur.Epoch
 			}
-			w.s.heard(p.NodeBeat, w.now)
+			if !w.alone {
+				w.s.heard(p.NodeBeat, w.now)
+			}
 			p.nextBeat = w.now.Add(BeatInterval)
 		}
 	}
-	for id, suspects := range w.others {
-		w.s.heardLocator(LocatorBeat{ID: id, Suspects: suspects}, w.now)
+	if !w.alone {
+		w.s.heardLocator(LocatorBeat{ID: w.s.self}, w.now)
+		for id, suspects := range w.others {
+			w.s.heardLocator(LocatorBeat{ID: id, Suspects: suspects}, w.now)
+		}
 	}
 	w.s.setRing(w.s.cur, w.now) // as the keeper does at each tick
 	for _, p := range w.s.due(w.now) {
@@ -144,7 +153,9 @@ func (w *world) step() {
 		}
 	}
 	w.late = later
-	w.publish()
+	if !w.alone {
+		w.publish()
+	}
 }
 
 // publish puts in force what next says, as the keeper would.
