@@ -136,6 +136,7 @@ func (l *Locator) Run(ctx context.Context) error {
 	g.Go(func() error { return l.keeper.Run(background) })
 	g.Go(func() error { l.router.run(background, l.book.Published()); return nil })
 	g.Go(func() error { l.beat(background); return nil })
+	g.Go(func() error { l.storm.follow(background, l.rings); return nil })
 	g.Go(func() error { l.signer.Fill(background); return nil })
 	front, endFront := context.WithCancel(ctx)
 	defer endFront()

@@ -3,10 +3,12 @@ package locator
 import (
 	"context"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/dialring/dialring/internal/cluster"
 	"github.com/dialring/dialring/internal/ring"
 )
 
@@ -82,7 +84,7 @@ func (s *storm) dialAfter(cur *ring.Ring, owner *ring.Node, user string, locator
 	}
 	hit := false
 	for _, l := range *lost {
-		if o, ok := l.before.Owner(user); ok && now.Before(l.until) && l.gone[o.ID] {
+		if o, ok := l.before.Owner(user); ok && l.gone[o.ID] && (now.Before(l.until) || leaving(cur, o.ID)) {
 			hit = true
 		}
 	}
@@ -107,12 +109,41 @@ func (s *storm) dialAfter(cur *ring.Ring, owner *ring.Node, user string, locator
 	return a.next(now, rate)
 }
 
+// follow observes each ring as it comes: a node may leave while nobody locates.
+func (s *storm) follow(ctx context.Context, rings *cluster.Rings) {
+	for {
+		changed := rings.Changed()
+		s.observe(rings.Current(), time.Now())
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// leaving tells whether a node has left the ring and still moves its sessions;
+// at the end of its time it closes those that are left.
+func leaving(cur *ring.Ring, id string) bool {
+	return slices.ContainsFunc(cur.Leaving, func(n ring.Node) bool { return n.ID == id })
+}
+
+// over tells whether nobody of these nodes' users is to be expected any more.
+func (l *lostNodes) over(cur *ring.Ring, now time.Time) bool {
+	for id := range l.gone {
+		if leaving(cur, id) {
+			return false
+		}
+	}
+	return !now.Before(l.until)
+}
+
 // observe notes which nodes have left since the ring that was seen last.
 func (s *storm) observe(cur *ring.Ring, now time.Time) {
-	if lost := s.lost.Load(); lost != nil && now.After((*lost)[len(*lost)-1].until) {
-		s.lost.CompareAndSwap(lost, nil)
-	}
 	if s.seen.Load() == cur {
+		if lost := s.lost.Load(); lost != nil && (*lost)[len(*lost)-1].over(cur, now) {
+			s.lost.CompareAndSwap(lost, nil)
+		}
 		return
 	}
 	s.mu.Lock()
@@ -131,19 +162,30 @@ func (s *storm) observe(cur *ring.Ring, now time.Time) {
 			l.gone[n.ID] = true
 		}
 	}
-	if len(l.gone) == 0 {
-		return
-	}
 	list := []lostNodes{}
 	if old := s.lost.Load(); old != nil {
 		for _, o := range *old {
-			if now.Before(o.until) {
+			for id := range o.gone {
+				if leaving(before, id) && !leaving(cur, id) { // it has ended just now
+					o.until = now.Add(stormLasts)
+				}
+			}
+			if !o.over(cur, now) {
 				list = append(list, o)
 			}
 		}
 	}
-	list = append(list, l)
+	if len(l.gone) > 0 {
+		list = append(list, l)
+	}
+	if len(list) == 0 {
+		s.lost.Store(nil)
+		return
+	}
 	s.lost.Store(&list)
+	if len(l.gone) == 0 {
+		return
+	}
 	if len(list) == 1 { // else what was booked counts
 		s.to = map[string]*arrivals{}
 	}

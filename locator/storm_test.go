@@ -213,3 +213,28 @@ func TestPlanned(t *testing.T) {
 		t.Error("a plan changed the ring")
 	}
 }
+
+// A node that left and still has sessions closes those that are left at the end of
+// its time: its users wait their turn until a minute after that.
+func TestStormLeaving(t *testing.T) {
+	now := time.Unix(1000, 0)
+	r1 := stormRing(1, 1, "a", "b", "c")
+	leaves := ring.Document{Cluster: "c", Epoch: 2, Leaving: []ring.Node{{ID: "c", Weight: 1, AcceptRate: 1}}}
+	leaves.Nodes = stormRing(2, 1, "a", "b").Nodes
+	leaves.Seal()
+	r2, r3 := ring.New(leaves), stormRing(3, 1, "a", "b")
+	var s storm
+	s.observe(r1, now)
+	s.observe(r2, now)
+	late := now.Add(10 * stormLasts)
+	if hit, _ := s.dials(r2, []*ring.Ring{r1}, 100, 1, late); len(hit) == 0 || zeros(hit) > 2 {
+		t.Errorf("it is still leaving: %d of %d are let in at once by two nodes that take one a second", zeros(hit), len(hit))
+	}
+	s.observe(r3, late)
+	if hit, _ := s.dials(r3, []*ring.Ring{r1}, 100, 1, late.Add(stormLasts-time.Second)); zeros(hit) > 2 {
+		t.Errorf("it has just ended: %d of %d are let in at once", zeros(hit), len(hit))
+	}
+	if hit, _ := s.dials(r3, []*ring.Ring{r1}, 100, 1, late.Add(stormLasts)); zeros(hit) != len(hit) || s.lost.Load() != nil {
+		t.Errorf("a minute after its end %d of %d are let in at once", zeros(hit), len(hit))
+	}
+}
