@@ -103,10 +103,10 @@ func (n *Node) admit(r *http.Request) (*wire.Problem, *session) {
 	s := &session{id: wire.RandomID(10), user: t.User, device: t.Device, remote: r.RemoteAddr, connectedAt: time.Now(),
 		node: n, writing: true, since0: since}
 	if t.Session != "" {
-		if n.kicked.has(t.Session) {
+		s.id, s.moved, s.connectedAt = t.Session, true, t.Connected
+		if n.kicked.has(s) {
 			return ticketProblem(ticket.ErrInvalid), nil
 		}
-		s.id, s.moved, s.connectedAt = t.Session, true, t.Connected
 	}
 	now := n.seconds()
 	s.pingAt, s.expires = now+n.pingEvery, now+n.lifetime()
@@ -115,7 +115,8 @@ func (n *Node) admit(r *http.Request) (*wire.Problem, *session) {
 	var elsewhere []wire.Session
 	if !s.moved { // a login: it may replace one that has not moved yet
 		if former = cur.Former(t.User); len(former) > 0 {
-			elsewhere = n.sessionsElsewhere(r.Context(), t.User, cur, former)
+			// One that does not answer has none that anything can be done about.
+			elsewhere, _ = n.sessionsElsewhere(r.Context(), t.User, cur, former)
 		}
 	}
 	n.admission.Lock()
@@ -132,18 +133,21 @@ func (n *Node) admit(r *http.Request) (*wire.Problem, *session) {
 	}
 	// The ring may have changed before the session was registered, and the walk
 	// over all sessions missed it; or the session was kicked where it came from.
-	if !n.ownsUser(s.owner, s.user, n.rings.Current()) {
-		for _, v := range victims {
+	var late *wire.Problem
+	switch {
+	case !n.ownsUser(s.owner, s.user, n.rings.Current()):
+		late = n.misdirected()
+	case s.moved && n.kicked.has(s):
+		late = ticketProblem(ticket.ErrInvalid)
+	}
+	if late != nil {
+		for _, v := range victims { // they have left their user already
 			if v.s != nil && v.s != s {
 				v.s.close(wire.CloseNotTheOwner, "")
 			}
 		}
 		n.abandon(s)
-		return n.misdirected(), nil
-	}
-	if s.moved && n.kicked.has(s.id) {
-		n.abandon(s)
-		return ticketProblem(ticket.ErrInvalid), nil
+		return late, nil
 	}
 	n.admitted.Add(1)
 	for _, v := range victims {

@@ -10,6 +10,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/dialring/dialring/internal/peer"
 	"github.com/dialring/dialring/internal/ticket"
 	"github.com/dialring/dialring/internal/wire"
 )
@@ -218,19 +219,20 @@ func TestHubModel(t *testing.T) {
 func TestKickedSessionsForget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var k kickedSessions
+		has := func(id string) bool { return k.has(&session{id: id}) }
 		k.sweep(time.Now())
-		if k.has("a") {
+		if has("a") {
 			t.Error("kicked before any was")
 		}
 		k.add("a")
 		time.Sleep(ticket.Life / 2)
 		k.add("b")
 		time.Sleep(ticket.Life/2 - time.Nanosecond)
-		if k.sweep(time.Now()); !k.has("a") || !k.has("b") || k.has("c") {
+		if k.sweep(time.Now()); !has("a") || !has("b") || has("c") {
 			t.Error("forgotten while a ticket may be good, or made up")
 		}
 		time.Sleep(time.Nanosecond)
-		if k.has("a") || !k.has("b") {
+		if has("a") || !has("b") {
 			t.Error("a is remembered, or b is not")
 		}
 		if k.sweep(time.Now()); len(k.until) != 1 {
@@ -239,6 +241,35 @@ func TestKickedSessionsForget(t *testing.T) {
 		time.Sleep(ticket.Life)
 		if k.sweep(time.Now()); len(k.until) != 0 {
 			t.Errorf("%v are kept", k.until)
+		}
+	})
+}
+
+// A kick of a user who is moving counts for the sessions that began before it and
+// arrive after it, and for no others.
+func TestKickOfMovingUser(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var k kickedSessions
+		before := time.Now()
+		time.Sleep(time.Second)
+		k.addUser("alice", peer.Kick{Device: "phone"})
+		time.Sleep(time.Second)
+		for _, c := range []struct {
+			s    *session
+			want bool
+		}{
+			{&session{user: "alice", device: "phone", connectedAt: before}, true},
+			{&session{user: "alice", device: "phone", connectedAt: time.Now()}, false},
+			{&session{user: "alice", device: "tv", connectedAt: before}, false},
+			{&session{user: "bob", device: "phone", connectedAt: before}, false},
+		} {
+			if got := k.has(c.s); got != c.want {
+				t.Errorf("%s's %s of %s: kicked %v, want %v", c.s.user, c.s.device, c.s.connectedAt, got, c.want)
+			}
+		}
+		time.Sleep(kickedFor)
+		if k.sweep(time.Now()); len(k.users) != 0 {
+			t.Errorf("%v are kept", k.users)
 		}
 	})
 }

@@ -47,9 +47,9 @@ func (n *Node) op(in *peer.In, from string, cur *ring.Ring) {
 		var err error
 		switch in.Op {
 		case peer.OpSessions:
-			out = n.sessionsOf(n.ctx, user, cur, former)
+			out, err = n.sessionsOf(n.ctx, user, cur, former)
 		case peer.OpKick:
-			out, err = n.kick(user, in.Body, cur, former)
+			out, err = n.kick(user, in.Body, cur, former, in.Forwarded)
 		case peer.OpPresence:
 			out, err = n.presence(in, cur)
 		case peer.OpPlan:
@@ -64,6 +64,10 @@ func (n *Node) op(in *peer.In, from string, cur *ring.Ring) {
 			}
 		default:
 			err = errors.New("unknown")
+		}
+		if errors.Is(err, errFormer) {
+			in.Reply(peer.Reply{Status: peer.StatusUnreached})
+			return
 		}
 		if err != nil {
 			n.log.Warn("a call is refused", "event", "peer_call_refused", "from", from, "op", in.Op, "error", err)
@@ -85,7 +89,7 @@ const (
 )
 
 // sessionsOf lists a user's sessions, here and at former owners, each once.
-func (n *Node) sessionsOf(ctx context.Context, user string, cur *ring.Ring, former []*ring.Node) []wire.Session {
+func (n *Node) sessionsOf(ctx context.Context, user string, cur *ring.Ring, former []*ring.Node) ([]wire.Session, error) {
 	out := []wire.Session{}
 	_, here := n.hub.find([]byte(user))
 	for _, s := range here {
@@ -97,18 +101,33 @@ func (n *Node) sessionsOf(ctx context.Context, user string, cur *ring.Ring, form
 		s.mu.Unlock()
 		out = append(out, wire.Session{ID: s.id, Device: s.device, Node: n.cfg.NodeID, ConnectedAt: s.connectedAt, RemoteAddr: s.remote, QueuedBytes: queued})
 	}
-	for _, there := range n.sessionsElsewhere(ctx, user, cur, former) {
+	elsewhere, err := n.sessionsElsewhere(ctx, user, cur, former)
+	for _, there := range elsewhere {
 		if !slices.ContainsFunc(out, func(s wire.Session) bool { return s.ID == there.ID }) {
 			out = append(out, there)
 		}
 	}
-	return out
+	return out, err
 }
 
-// sessionsElsewhere asks former owners for a user's sessions. One that does not
-// answer has none that anything can be done about.
-func (n *Node) sessionsElsewhere(ctx context.Context, user string, cur *ring.Ring, former []*ring.Node) []wire.Session {
+// errFormer: a former owner that may still hold sessions did not answer.
+var errFormer = errors.New("a former owner of the user does not answer")
+
+// formerSilent notes that a former owner did not answer, and returns errFormer
+// unless it is dead, its sessions with it.
+func (n *Node) formerSilent(o *ring.Node, err error) error {
+	n.log.Warn("a former owner does not answer for a user who is moving here", "event", "former_owner", "former", o.ID, "error", err)
+	if peer.Refused(err) {
+		return nil
+	}
+	return errFormer
+}
+
+// sessionsElsewhere asks former owners for a user's sessions. errFormer: these
+// are not all.
+func (n *Node) sessionsElsewhere(ctx context.Context, user string, cur *ring.Ring, former []*ring.Node) ([]wire.Session, error) {
 	var out []wire.Session
+	var missing error
 	for _, o := range former {
 		r, err := n.ask(ctx, o, &peer.Call{Op: peer.OpSessions, Ring: cur.Ref(), User: user})
 		var l []wire.Session
@@ -116,17 +135,18 @@ func (n *Node) sessionsElsewhere(ctx context.Context, user string, cur *ring.Rin
 			err = json.Unmarshal(r.Body, &l)
 		}
 		if err != nil {
-			n.log.Warn("a former owner does not say which sessions it holds", "event", "former_owner", "former", o.ID, "error", err)
+			missing = errors.Join(missing, n.formerSilent(o, err))
 			continue
 		}
 		out = append(out, l...)
 	}
-	return out
+	return out, missing
 }
 
 // kick closes sessions of a user, here and at former owners, and returns their
-// ids. One that is on its way from there to here does not arrive any more.
-func (n *Node) kick(user string, body []byte, cur *ring.Ring, former []*ring.Node) ([]string, error) {
+// ids. One that is on its way from there to here does not arrive any more, also
+// if a former owner did not answer; then the caller is told so, with errFormer.
+func (n *Node) kick(user string, body []byte, cur *ring.Ring, former []*ring.Node, forwarded bool) ([]string, error) {
 	var k peer.Kick
 	if err := json.Unmarshal(body, &k); err != nil {
 		return nil, err
@@ -134,7 +154,11 @@ func (n *Node) kick(user string, body []byte, cur *ring.Ring, former []*ring.Nod
 	if k.Code < 4000 || k.Code > 4299 {
 		return nil, errors.New("no close code of the contract")
 	}
+	if !forwarded { // also for sessions of a node that was taken for dead, and wakes
+		n.kicked.addUser(user, k)
+	}
 	ids := []string{}
+	var missing error
 	add := func(id string) {
 		if !slices.Contains(ids, id) {
 			ids = append(ids, id)
@@ -147,7 +171,7 @@ func (n *Node) kick(user string, body []byte, cur *ring.Ring, former []*ring.Nod
 			err = json.Unmarshal(r.Body, &l)
 		}
 		if err != nil {
-			n.log.Warn("a former owner does not close sessions", "event", "former_owner", "former", o.ID, "error", err)
+			missing = errors.Join(missing, n.formerSilent(o, err))
 			continue
 		}
 		for _, id := range l {
@@ -165,10 +189,11 @@ func (n *Node) kick(user string, body []byte, cur *ring.Ring, former []*ring.Nod
 			add(s.id)
 		}
 	}
-	return ids, nil
+	return ids, missing
 }
 
-// presenceReply says which sessions users have; users of other nodes it lists.
+// presenceReply says which sessions users have. It lists users of other nodes, and
+// those whose former owner does not answer: who is online is not known of them.
 type presenceReply struct {
 	Sessions    map[string][]string `json:"sessions"`
 	Misdirected []string            `json:"misdirected,omitempty"`
@@ -211,7 +236,9 @@ func (n *Node) presence(in *peer.In, cur *ring.Ring) (*presenceReply, error) {
 			err = json.Unmarshal(r.Body, &there)
 		}
 		if err != nil {
-			n.log.Warn("a former owner does not say who is online", "event", "former_owner", "former", o.ID, "error", err)
+			if n.formerSilent(o, err) != nil {
+				out.Misdirected = append(out.Misdirected, list...)
+			}
 			continue
 		}
 		for u, ids := range there.Sessions {
@@ -274,11 +301,22 @@ func (n *Node) askToDrain() {
 	n.drainOnce.Do(func() { close(n.drainAsked) })
 }
 
+// kickedFor is how long a kick counts against sessions that arrive by a move: longer than a
+// session that was told to move may stay and its ticket lasts, by default.
+const kickedFor = 2 * time.Minute
+
 // kickedSessions remembers which sessions were kicked for as long as a ticket
 // that moves one may be on its way.
 type kickedSessions struct {
 	mu    sync.Mutex
 	until map[string]time.Time
+	users map[string][]kickedUser // what was kicked here, wherever it is now
+}
+
+// kickedUser is a kick for those sessions that began before it.
+type kickedUser struct {
+	peer.Kick
+	at time.Time
 }
 
 func (k *kickedSessions) add(id string) {
@@ -291,10 +329,28 @@ func (k *kickedSessions) add(id string) {
 	k.until[id] = now.Add(ticket.Life)
 }
 
-func (k *kickedSessions) has(id string) bool {
+// addUser remembers a kick for sessions that may still arrive.
+func (k *kickedSessions) addUser(user string, kick peer.Kick) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return time.Now().Before(k.until[id])
+	if k.users == nil {
+		k.users = map[string][]kickedUser{}
+	}
+	if l := k.users[user]; len(l) < maxKicks {
+		k.users[user] = append(l, kickedUser{kick, time.Now()})
+	}
+}
+
+// maxKicks of one user are remembered.
+const maxKicks = 100
+
+// has tells whether a session that arrives was kicked before.
+func (k *kickedSessions) has(s *session) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return time.Now().Before(k.until[s.id]) || slices.ContainsFunc(k.users[s.user], func(u kickedUser) bool {
+		return (u.Device == "" || u.Device == s.device) && (u.Session == "" || u.Session == s.id) && s.connectedAt.Before(u.at)
+	})
 }
 
 // sweep forgets those whose time is over.
@@ -302,4 +358,5 @@ func (k *kickedSessions) sweep(now time.Time) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	maps.DeleteFunc(k.until, func(_ string, t time.Time) bool { return !now.Before(t) })
+	maps.DeleteFunc(k.users, func(_ string, l []kickedUser) bool { return now.Sub(l[len(l)-1].at) > kickedFor })
 }
