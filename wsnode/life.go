@@ -91,7 +91,10 @@ func (n *Node) drain(ctx context.Context) {
 		case <-look.C:
 		case <-alone.C:
 			alone.Reset(leaveTimeout)
-			if n.inRing() && (!n.nats.Up() || n.sinceLocator() > leaveTimeout) {
+			// While NATS is away the ring waits, and so does the node, with its
+			// sessions. It leaves alone only if that helps nobody any more.
+			away := !n.nats.Up() && n.hub.sessions.Load() == 0
+			if n.inRing() && (away || n.sinceLocator() > leaveTimeout && !n.links.From(fromLocator)) {
 				n.log.Warn("no locator is there to take this node out of the ring; leaving all the same", "event", "drain_alone")
 				return
 			}

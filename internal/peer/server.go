@@ -97,6 +97,18 @@ func (s *Server) Upgrade(w http.ResponseWriter, r *http.Request, from string) er
 	return nil
 }
 
+// From tells whether a link is open whose caller's name begins with prefix.
+func (s *Server) From(prefix string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for v := range s.conns {
+		if strings.HasPrefix(v.from, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
 // Close ends all links and waits for their goroutines.
 func (s *Server) Close() {
 	s.mu.Lock()
