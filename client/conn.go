@@ -24,6 +24,7 @@ const (
 	dialTimeout  = 10 * time.Second
 	writeTimeout = 10 * time.Second
 	closeTimeout = time.Second
+	pingSlack    = 5 * time.Second  // how late a ping of the node may be
 	usualPing    = 25 * time.Second // where a welcome does not tell the interval
 	// maxFrame bounds a frame: the largest message there can be, in base64.
 	maxFrame = 2 << 20
@@ -45,7 +46,10 @@ type conn struct {
 	err      error
 	interval time.Duration // of the node's pings; 0: not known yet
 	watch    *time.Timer   // ends the connection when nothing was heard for long
+	late     *time.Timer   // the node's ping is overdue
 	leaving  bool          // goodbye was said: nothing more is sent
+
+	overdue chan struct{} // tells receive that the node's ping is
 }
 
 // dial connects to the node that loc names, up to the first frame after.
@@ -67,7 +71,7 @@ func (c *Client) dial(ctx context.Context, loc *wire.LocateResponse) (*conn, *en
 	if err != nil {
 		return nil, fail(err)
 	}
-	k := &conn{node: loc.Node, frames: make(chan []byte)}
+	k := &conn{node: loc.Node, frames: make(chan []byte), overdue: make(chan struct{}, 1)}
 	stop := context.AfterFunc(ctx, func() { _ = nc.Close() })
 	h := http.Header{}
 	h.Set("Sec-WebSocket-Protocol", wire.Subprotocol)
@@ -91,6 +95,7 @@ func (c *Client) dial(ctx context.Context, loc *wire.LocateResponse) (*conn, *en
 	k.ws = ws
 	// Until welcome says otherwise: as long as a dial may take.
 	k.watch = time.AfterFunc(dialTimeout, k.silent)
+	k.late = time.AfterFunc(maxWait, k.doubt)
 	go k.read()
 	return k, nil
 }
@@ -129,6 +134,7 @@ func (quiet) Error(...any) {}
 func (k *conn) read() {
 	defer close(k.frames)
 	defer k.watch.Stop()
+	defer k.late.Stop()
 	defer func() {
 		if r := recover(); r != nil {
 			k.ended(0, "", errors.New("the node sent a malformed frame"))
@@ -155,6 +161,7 @@ func (k *conn) OnMessage(_ *gws.Conn, m *gws.Message) {
 	// The handler is slow: until it takes the frame nothing is read, and that
 	// nothing is heard is not the node's fault.
 	k.watch.Stop()
+	k.late.Stop()
 	k.frames <- b // whoever ends the connection takes what is left
 	k.heard()
 }
@@ -213,7 +220,8 @@ func (k *conn) heard() {
 	if k.leaving {
 		k.watch.Reset(closeTimeout)
 	} else if k.interval > 0 {
-		k.watch.Reset(2*k.interval + 5*time.Second)
+		k.watch.Reset(2*k.interval + pingSlack)
+		k.late.Reset(k.interval + pingSlack + rand.N(time.Second))
 	} else {
 		k.watch.Reset(dialTimeout) // welcome is still to come
 	}
@@ -246,6 +254,16 @@ func (k *conn) why() ended {
 		k.err = io.EOF
 	}
 	return ended{err: k.err, code: k.code, text: k.reason, node: k.node}
+}
+
+// doubt has the client ask a locator: the node may be frozen, or gone without a
+// word, and its users elsewhere. The connection stays until there is another one.
+func (k *conn) doubt() {
+	select {
+	case k.overdue <- struct{}{}:
+	default:
+	}
+	k.late.Reset(pingSlack) // until it is heard again, or ends
 }
 
 func (k *conn) silent() {

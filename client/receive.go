@@ -114,6 +114,8 @@ func (r *receiver) run(dialCtx context.Context) ended {
 			if r.stopLook(); k == nil && r.again != nil {
 				r.move(dialCtx, r.again)
 			}
+		case <-r.cur.overdue:
+			r.move(dialCtx, nil)
 		case <-r.recheck.C:
 			r.recheck.Reset(r.c.recheckIn())
 			r.move(dialCtx, nil)
