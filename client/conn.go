@@ -221,7 +221,9 @@ func (k *conn) heard() {
 		k.watch.Reset(closeTimeout)
 	} else if k.interval > 0 {
 		k.watch.Reset(2*k.interval + pingSlack)
-		k.late.Reset(k.interval + pingSlack + rand.N(time.Second))
+		if k.interval > pingSlack { // else the watch comes as soon
+			k.late.Reset(k.interval + pingSlack + rand.N(time.Second))
+		}
 	} else {
 		k.watch.Reset(dialTimeout) // welcome is still to come
 	}

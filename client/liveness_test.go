@@ -32,6 +32,22 @@ func TestLiveness(t *testing.T) {
 	run("pings keep the connection", pingsKeepTheConnection)
 	run("long handler", longHandler)
 	run("back-off starts anew", backoffStartsAnew)
+	run("late ping", latePing)
+}
+
+// A node whose ping is late may be frozen, and its users elsewhere: the client
+// asks a locator, and moves without having lost the connection.
+func latePing(t *testing.T) {
+	f := newFake(t, script{locate: func(f *fake, n int, _ locateCall) answer {
+		return f.here(func(l *wire.LocateResponse) { l.Node = fmt.Sprint("ws-", n+1) })
+	}})
+	r := start(t, f.config())
+	s1 := recv(t, f.sessions, "a dial").welcome(int(pingSlack.Milliseconds()) + 1)
+	recv(t, f.locates, "the first locate")
+	recv(t, f.locates, "a locate when the ping is late")
+	s2 := recv(t, f.sessions, "a dial of the new owner").welcome(20_000)
+	s1.goodbye()
+	r.carries(s2, "from-the-new-owner")
 }
 
 // A connection of 10 s starts the back-off anew; these took 12 attempts before.
