@@ -149,10 +149,16 @@ func TestChecker(t *testing.T) {
 				h.drop(n, "d0")
 				h.drop(n, "d1")
 			}
-		}, counts{pushes: 3, refused: 1, unavailable: 1, unknown: 1}, "unavailable: did not come; push 5002"},
+		}, counts{pushes: 3, refused: 1, unavailable: 1, unknown: 1, denied: 3}, "unavailable: came to 0 devices; push 5002"},
+		{"refused", func(h *history) {
+			n := h.add("b", 1, answer{kind: refused, status: 429})
+			h.drop(n, "d0")
+			h.drop(n, "d1")
+		}, counts{pushes: 1, refused: 1, denied: 1}, "refused: came to 0 devices; push 5001"},
+		{"never answered", func(h *history) { h.begin("b", 1) }, counts{pushes: 1, unknown: 1, denied: 1}, "unknown: came to 0 devices; push 5001"},
 		{"nobody knows, and delivered", func(h *history) {
 			h.add("b", 1, answer{kind: unknown, status: 504})
-		}, counts{pushes: 1, unknown: 1}, "unknown: came to 2 devices; push 5001"},
+		}, counts{pushes: 1, unknown: 1, denied: 1}, "unknown: came to 2 devices; push 5001"},
 		{"told that nobody got it", func(h *history) {
 			n := h.add("b", 1, answer{kind: accepted, status: 200})
 			h.drop(n, "d0")
@@ -173,6 +179,17 @@ func TestChecker(t *testing.T) {
 			h.drop(101, "d0") // too late
 			h.came = append(h.came, came{11, "a", "d1", h.clock})
 		}, counts{lost: 2, excused: 1, dups: 1}, "push 12 to b"},
+		{"not accepted within a window", func(h *history) {
+			h.excuse(func(p pushRecord) bool { return p.user == "a" })
+			for _, u := range []string{"a", "b"} {
+				for _, k := range []outcome{refused, unavailable, unknown} {
+					n := h.add(u, 1, answer{kind: k})
+					h.drop(n, "d0")
+					h.drop(n, "d1")
+				}
+			}
+			h.add("a", 1, answer{kind: unavailable, status: 503}) // came: nothing excuses that
+		}, counts{pushes: 7, refused: 2, unavailable: 3, unknown: 2, denied: 3, phantom503: 1, excused: 3}, "unavailable: came to 0 devices; push 5005 to b"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h := newHistory()
@@ -187,7 +204,7 @@ func TestChecker(t *testing.T) {
 				t.Errorf("the report does not say %q:\n%s", c.says, r)
 			}
 			w := c.want
-			if want := w.lost+w.dups+w.wrong+w.phantom+w.phantom503+w.reordered > 0; r.bad() != want {
+			if want := w.lost+w.dups+w.wrong+w.phantom+w.phantom503+w.reordered+w.told+w.denied > 0; r.bad() != want {
 				t.Errorf("bad: %t", r.bad())
 			}
 		})

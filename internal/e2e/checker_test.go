@@ -156,8 +156,9 @@ func (c *checker) push(num uint64) *pushRecord {
 	return c.pushes[num-1]
 }
 
-// excuse has pushes that f accepts not count as lost or told, nor in the
-// latency. Nothing excuses a duplicate, a wrong receiver or a changed order.
+// excuse has pushes that f accepts not count as lost, told or denied, nor in the
+// latency. Nothing excuses a duplicate, a wrong receiver, a changed order, or a
+// push that came though it was not to.
 func (c *checker) excuse(f func(p pushRecord) bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -214,7 +215,8 @@ type counts struct {
 
 	told    int // accepted, and the answer said that not all devices got it
 	short   int // of those: came to fewer devices than the answer said
-	excused int // would have been lost or told
+	denied  int // not accepted, whatever the reason, and no phantom
+	excused int // would have been lost, told or denied
 }
 
 type report struct {
@@ -232,7 +234,7 @@ type finding struct {
 }
 
 // kinds is the order in which a report lists findings.
-var kinds = []string{"lost", "dups", "wrong", "phantom", "phantom503", "reordered", "short", "told", "unavailable", "unknown"}
+var kinds = []string{"lost", "dups", "wrong", "phantom", "phantom503", "reordered", "short", "told", "refused", "unavailable", "unknown"}
 
 // report compares what was pushed with what came. Deliveries that are still
 // under way count as lost, so call it when everything has settled.
@@ -259,6 +261,7 @@ func (c *checker) report() *report {
 	r.lost, r.dups, r.wrong = len(r.findings["lost"]), len(r.findings["dups"]), len(r.findings["wrong"])
 	r.phantom, r.phantom503 = len(r.findings["phantom"]), len(r.findings["phantom503"])
 	r.reordered, r.short, r.told = len(r.findings["reordered"]), len(r.findings["short"]), len(r.findings["told"])
+	r.denied = len(r.findings["refused"]) + len(r.findings["unavailable"]) + len(r.findings["unknown"])
 	return r
 }
 
@@ -276,19 +279,27 @@ func (r *report) push(p *pushRecord, handlers []*handler, devices int, excused b
 		r.refused++
 		if p.seen > 0 {
 			r.find("phantom", p.first, p, "came at %s", p.first)
+			return
 		}
-		return
 	case unavailable:
 		r.unavailable++
 		if p.seen > 0 {
 			r.find("phantom503", p.first, p, "came at %s", p.first)
-		} else {
-			r.find("unavailable", p.before, p, "did not come")
+			return
 		}
-		return
 	default:
 		r.unknown++
-		r.find("unknown", p.before, p, "came to %d devices", p.seen)
+	}
+	if p.kind != accepted {
+		if excused {
+			r.excused++
+			return
+		}
+		kind := "unknown" // an unanswered push is one, too
+		if p.kind == refused || p.kind == unavailable {
+			kind = p.kind.String()
+		}
+		r.find(kind, p.before, p, "came to %d devices", p.seen)
 		return
 	}
 	told := !p.stored && p.delivered < devices
@@ -349,10 +360,12 @@ func (c *checker) arrivals(r *report, h *handler, excused []bool) {
 	}
 }
 
-// bad tells whether anything happened that never may. Pushes that were told to
-// have missed a device are no mistake of the cluster.
+// bad tells whether anything happened that never may while users are connected,
+// but for what is excused. An honest answer that a push was not accepted, or that
+// it missed a device, is bad, too: otherwise a cluster that drops what it does not
+// manage and says so would pass.
 func (r *report) bad() bool {
-	return r.lost+r.dups+r.wrong+r.phantom+r.phantom503+r.reordered > 0
+	return r.lost+r.dups+r.wrong+r.phantom+r.phantom503+r.reordered+r.told+r.denied > 0
 }
 
 // percentile returns the latency that p percent of the deliveries do not exceed.
@@ -368,8 +381,8 @@ func (r *report) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d pushes: %d accepted, %d refused, %d unavailable, %d unknown; %d deliveries\n",
 		r.pushes, r.accepted, r.refused, r.unavailable, r.unknown, r.deliveries)
-	fmt.Fprintf(&b, "lost %d, dups %d, wrong %d, phantom %d, phantom503 %d, reordered %d, told %d (short %d), excused %d\n",
-		r.lost, r.dups, r.wrong, r.phantom, r.phantom503, r.reordered, r.told, r.short, r.excused)
+	fmt.Fprintf(&b, "lost %d, dups %d, wrong %d, phantom %d, phantom503 %d, reordered %d, told %d (short %d), denied %d, excused %d\n",
+		r.lost, r.dups, r.wrong, r.phantom, r.phantom503, r.reordered, r.told, r.short, r.denied, r.excused)
 	fmt.Fprintf(&b, "latency: p50 %s, p90 %s, p99 %s, p99.9 %s, most %s\n",
 		r.percentile(50), r.percentile(90), r.percentile(99), r.percentile(99.9), r.percentile(100))
 	const few = 5

@@ -26,13 +26,14 @@ func ownersOf(t *testing.T, l *locatorProc, users []string) map[string]string {
 	return m
 }
 
-// clean fails unless everything arrived once and nobody had to reconnect.
+// clean fails unless every push was accepted at its only attempt, everything
+// arrived once, and nobody had to reconnect: there was no fault to excuse more.
 func (l *load) clean(t *testing.T) {
 	t.Helper()
 	r := l.stop(t)
 	t.Log(r)
-	if r.bad() || r.lost+r.told > 0 {
-		t.Errorf("not everything arrived once:\n%v", r)
+	if r.bad() || r.accepted != r.pushes || r.pushes == 0 {
+		t.Errorf("not everything was accepted, and arrived once:\n%v", r)
 	}
 	if d := l.disconnects(); len(d) > 0 {
 		t.Errorf("applications saw a disconnect: %v", d)
