@@ -169,6 +169,14 @@ func (c *checker) excused(p *pushRecord) bool {
 	return slices.ContainsFunc(c.excuses, func(f func(pushRecord) bool) bool { return f(*p) })
 }
 
+// came tells whether a push has come to all devices of its user.
+func (c *checker) came(num uint64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := c.push(num)
+	return p != nil && p.seen >= c.devices[p.user]
+}
+
 // answered is the number of pushes that have their answer.
 func (c *checker) answered() int {
 	c.mu.Lock()
