@@ -22,14 +22,19 @@ func formerNode(users, devices int) *Node {
 	n.metrics = n.newMetrics()
 	for u := range users {
 		for d := range devices {
-			// writing: what it is sent stays in its queue.
-			s := &session{id: fmt.Sprint(u, "-", d), user: fmt.Sprint("u", u), device: fmt.Sprint(d), node: n, writing: true}
-			if _, p := n.hub.add(s, &n.cfg, nil); p != nil {
-				panic(p)
-			}
+			n.hold(fmt.Sprint("u", u), fmt.Sprint(d))
 		}
 	}
 	return n
+}
+
+// hold adds a session, of whomever: what it is sent stays in its queue.
+func (n *Node) hold(user, device string) *session {
+	s := &session{id: user + "-" + device, user: user, device: device, node: n, writing: true}
+	if _, p := n.hub.add(s, &n.cfg, nil); p != nil {
+		panic(p)
+	}
+	return s
 }
 
 func ringOf(rate int, ids ...string) *ring.Ring {
