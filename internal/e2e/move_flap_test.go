@@ -7,12 +7,8 @@ import (
 	"github.com/dialring/dialring/internal/wire"
 )
 
-// BUG: the count of short stays is dropped at each join (cluster/change.go, record,
-// with a zero joined), so that a node is never held off. With a pause shorter than
-// a tick of the keeper it passes sometimes. Without the tag when that is mended.
-
 // A node that comes and goes is held off from its third short stay on, while
-// the others are served.
+// the others are served. The count of its stays outlasts each join.
 func TestMoveFlapping(t *testing.T) {
 	heavy(t)
 	t.Parallel() // it waits most of the time

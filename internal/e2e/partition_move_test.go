@@ -222,7 +222,7 @@ func TestPartitionMoveMostLocators(t *testing.T) {
 
 	p.cutPort(p.at["l2"], p.at["a"], 8092)
 	l2.try(t, users[0], `"cut from l2"`)
-	for _, l := range p.locs { // that it stays out: see TestBugMostLocatorsRejoin
+	for _, l := range p.locs { // that it stays out: see TestPartitionMostLocatorsRejoin
 		l.waitMembers(t, "b", "c")
 	}
 	if n := sdk.connected(t); n != "b" {
