@@ -5,14 +5,17 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/dialring/dialring/client"
 	"github.com/dialring/dialring/internal/wire"
@@ -126,6 +129,7 @@ func dialLocated(t *testing.T, loc wire.LocateResponse) *bare {
 	fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"+
 		"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: dialring.v1, dialring.ticket.%s\r\n\r\n", u.RequestURI(), u.Host, loc.Ticket)
 	b := &bare{Conn: c, br: bufio.NewReader(c), Node: loc.Node, user: loc.User}
+	_ = c.SetReadDeadline(time.Now().Add(patience))
 	resp, err := http.ReadResponse(b.br, nil)
 	if err != nil || resp.StatusCode != 101 || resp.Header.Get("Sec-WebSocket-Accept") != "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" {
 		t.Fatalf("handshake: %v %+v", err, resp)
@@ -140,8 +144,13 @@ func dialLocated(t *testing.T, loc wire.LocateResponse) *bare {
 // expectType reads up to the next frame of a type.
 func (b *bare) expectType(t *testing.T, typ string, v any) {
 	t.Helper()
+	b.expectTypeBy(t, time.Now().Add(patience), typ, v)
+}
+
+func (b *bare) expectTypeBy(t *testing.T, end time.Time, typ string, v any) {
+	t.Helper()
 	for {
-		f := b.text(t)
+		f := b.textBy(t, end, "a frame of type "+typ)
 		var head struct{ Type string }
 		if err := json.Unmarshal([]byte(f), &head); err != nil {
 			t.Fatalf("%v in %s", err, f)
@@ -158,18 +167,28 @@ func (b *bare) expectType(t *testing.T, typ string, v any) {
 // follow does what a move frame asks: it dials the new node; both are open then.
 func (b *bare) follow(t *testing.T) *bare {
 	t.Helper()
+	return b.followBy(t, time.Now().Add(patience))
+}
+
+func (b *bare) followBy(t *testing.T, end time.Time) *bare {
+	t.Helper()
 	var m wire.Move
-	b.expectType(t, wire.TypeMove, &m)
+	b.expectTypeBy(t, end, wire.TypeMove, &m)
 	return dialLocated(t, wire.LocateResponse{User: b.user, Node: m.Node, URL: m.URL, Ticket: m.Ticket})
 }
 
 // text reads frames up to the next text frame.
 func (b *bare) text(t *testing.T) string {
 	t.Helper()
+	return b.textBy(t, time.Now().Add(patience), "a text frame")
+}
+
+func (b *bare) textBy(t *testing.T, end time.Time, what string) string {
+	t.Helper()
 	for {
-		op, p, err := b.frame()
+		op, p, err := b.frameBy(t, end, what)
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("%s awaits %s: %v", b.user, what, err)
 		}
 		if op == 1 {
 			return string(p)
@@ -178,9 +197,10 @@ func (b *bare) text(t *testing.T) string {
 }
 
 // closeCode reads up to the end and returns the close code, 0 without one.
-func (b *bare) closeCode() int {
-	for {
-		op, p, err := b.frame()
+func (b *bare) closeCode(t *testing.T) int {
+	t.Helper()
+	for end := time.Now().Add(patience); ; {
+		op, p, err := b.frameBy(t, end, "a close")
 		if err != nil {
 			return 0
 		}
@@ -188,6 +208,19 @@ func (b *bare) closeCode() int {
 			return int(binary.BigEndian.Uint16(p))
 		}
 	}
+}
+
+// frameBy reads a frame, and fails the test if none comes by then, rather than
+// that it hangs. The deadline is taken back: an ear reads on for as long as it takes.
+func (b *bare) frameBy(t *testing.T, end time.Time, what string) (op byte, p []byte, err error) {
+	t.Helper()
+	_ = b.SetReadDeadline(end)
+	op, p, err = b.frame()
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("not in time: %s gets %s", b.user, what)
+	}
+	_ = b.SetReadDeadline(time.Time{})
+	return op, p, err
 }
 
 func (b *bare) frame() (op byte, p []byte, err error) {

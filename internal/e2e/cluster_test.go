@@ -284,7 +284,7 @@ func TestTerminate(t *testing.T) {
 	if code := a.term(t); code != 0 {
 		t.Errorf("the node ended with %d", code)
 	}
-	if code := hand.closeCode(); code != wire.CloseMoved { // it did not follow the move
+	if code := hand.closeCode(t); code != wire.CloseMoved { // it did not follow the move
 		t.Errorf("close code %d", code)
 	}
 	l.waitMembers(t, "b")

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"testing"
+	"time"
 
 	"github.com/dialring/dialring/internal/wire"
 )
@@ -16,7 +17,7 @@ func TestMoveLifetime(t *testing.T) {
 	l.waitMembers(t, "a")
 	app := listen(t, "app", l)
 	old := dialBare(t, l, "alice")
-	next := old.follow(t) // some 54 to 60 s later
+	next := old.followBy(t, time.Now().Add(time.Minute+patience)) // some 54 to 60 s later
 	if next.Node != "a" || next.welcome.Session != old.welcome.Session {
 		t.Errorf("moved to %s with session %s, it was %s at a", next.Node, next.welcome.Session, old.welcome.Session)
 	}

@@ -15,9 +15,8 @@ import (
 // connection. It returns where to go, and what came before.
 func (b *bare) movedOrClosed(t *testing.T) (node string, before []string) {
 	t.Helper()
-	_ = b.SetReadDeadline(time.Now().Add(patience))
-	for {
-		op, p, err := b.frame()
+	for end := time.Now().Add(patience); ; {
+		op, p, err := b.frameBy(t, end, "a move, or the end")
 		if err != nil || op == 8 {
 			t.Logf("the old session of %s ended: %v", b.user, err)
 			return "", before
