@@ -12,6 +12,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -37,6 +38,7 @@ type Conn struct {
 	log      *slog.Logger
 	nc       *nats.Conn
 	js       jetstream.JetStream
+	isUp     atomic.Bool
 
 	mu   sync.Mutex
 	onUp []func()
@@ -66,7 +68,9 @@ func Connect(o Options) (*Conn, error) {
 		nats.CustomInboxPrefix(nats.NewInbox()),
 		nats.ConnectHandler(func(*nats.Conn) { c.up("connected to NATS") }),
 		nats.ReconnectHandler(func(*nats.Conn) { c.up("connected to NATS again") }),
+		nats.ClosedHandler(func(*nats.Conn) { c.isUp.Store(false) }),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			c.isUp.Store(false)
 			if err != nil {
 				c.log.Warn("NATS is away; going on with the last ring", "event", "nats_down", "error", err)
 			}
@@ -115,20 +119,22 @@ func (c *Conn) Close() {
 	c.nc.Close()
 }
 
-// Up tells whether NATS is connected now.
-func (c *Conn) Up() bool { return c.nc.IsConnected() }
+// Up tells whether NATS is connected now. It never waits: nats.go's own answer does,
+// for as long as it dials.
+func (c *Conn) Up() bool { return c.isUp.Load() }
 
 // OnUp calls f, which must not block, at each connect and reconnect from now on.
 func (c *Conn) OnUp(f func()) {
 	c.mu.Lock()
 	c.onUp = append(c.onUp, f)
 	c.mu.Unlock()
-	if c.nc.IsConnected() {
+	if c.Up() {
 		f()
 	}
 }
 
 func (c *Conn) up(msg string) {
+	c.isUp.Store(true)
 	c.mu.Lock()
 	fs := c.onUp[:len(c.onUp):len(c.onUp)]
 	nc := c.nc
@@ -149,7 +155,7 @@ func (c *Conn) clusterName() string  { return c.cluster }
 func (c *Conn) logger() *slog.Logger { return c.log }
 
 func (c *Conn) publish(subject string, b []byte) {
-	if c.nc.IsConnected() {
+	if c.Up() {
 		_ = c.nc.Publish(c.cluster+"."+subject, b) // the reconnect handlers make good what was missed
 	}
 }

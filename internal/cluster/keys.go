@@ -197,7 +197,10 @@ func (k *Keys) Key(kid string) ed25519.PublicKey {
 	}
 	e.asking = true
 	k.mu.Unlock()
-	return k.fetch(kid)
+	if pub := k.fetch(kid); pub != nil {
+		return pub
+	}
+	return decodeKey(k.rings.Current().Key(kid)) // a ring may have come meanwhile
 }
 
 // fetch reads kid from the store into the book.
