@@ -1,0 +1,236 @@
+package inbox
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// Positions writes behind how far devices have read: at most one write a second
+// for each device. What was not written when the process dies is read again: the
+// device then gets some messages a second time.
+type Positions struct {
+	Store Store
+	Log   *slog.Logger
+	// Head returns the end of a user's log as it is when it is written.
+	Head func(user string) (Cursor, bool)
+	// HeadsAfter is how long the end of a log waits to be written. It is needed
+	// only when all of the log has become too old.
+	HeadsAfter time.Duration
+
+	mu    sync.Mutex
+	byKey map[[2]string]*position
+	heads int
+	// What waits, in the order in which it is due: devices, ends of logs, and what
+	// was closed. An entry that was written since, or stands twice, is passed over.
+	queues [3][]*position
+}
+
+const (
+	queueDevices = iota
+	queueHeads
+	queueClosed
+)
+
+type position struct {
+	key     [2]string // user, device
+	c       Cursor
+	at      time.Time // when it is to be written; zero: it was
+	rev     uint64
+	known   bool // rev is
+	pins    int
+	writing bool
+}
+
+const (
+	writeEvery   = time.Second
+	writeLook    = 100 * time.Millisecond
+	writesAtOnce = 32
+	// maxHeads bounds the memory for ends of logs that wait.
+	maxHeads = 100_000
+)
+
+// Open holds on to a device's position, whose revision is known if it was read.
+func (p *Positions) Open(user, device string, rev uint64, known bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	e := p.entryLocked(user, device)
+	e.pins++
+	if known && !e.known {
+		e.rev, e.known = rev, true
+	}
+}
+
+// Close lets go of it, and has what is not written yet written now.
+func (p *Positions) Close(user, device string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	e := p.byKey[[2]string{user, device}]
+	if e == nil {
+		return
+	}
+	e.pins--
+	if !e.at.IsZero() {
+		e.at = time.Now()
+		p.queues[queueClosed] = append(p.queues[queueClosed], e)
+	}
+	p.forgetLocked(e)
+}
+
+// NoteHead notes that a log has a new end.
+func (p *Positions) NoteHead(user string) { p.Note(user, "", Cursor{}) }
+
+// Note notes a position.
+func (p *Positions) Note(user, device string, c Cursor) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	wait, queue := writeEvery, queueDevices
+	if device == "" {
+		wait, queue = p.HeadsAfter, queueHeads
+		if p.heads >= maxHeads && p.byKey[[2]string{user, device}] == nil {
+			return
+		}
+	}
+	e := p.entryLocked(user, device)
+	if device != "" && c.Pos < e.c.Pos { // two sessions of one device: the one that is ahead
+		return
+	}
+	e.c = c
+	if e.at.IsZero() {
+		e.at = time.Now().Add(wait)
+		p.queues[queue] = append(p.queues[queue], e)
+	}
+}
+
+func (p *Positions) entryLocked(user, device string) *position {
+	k := [2]string{user, device}
+	e := p.byKey[k]
+	if e == nil {
+		if p.byKey == nil {
+			p.byKey = map[[2]string]*position{}
+		}
+		e = &position{key: k}
+		p.byKey[k] = e
+		if device == "" {
+			p.heads++
+		}
+	}
+	return e
+}
+
+func (p *Positions) forgetLocked(e *position) {
+	if e.pins == 0 && e.at.IsZero() && !e.writing && p.byKey[e.key] == e {
+		delete(p.byKey, e.key)
+		if e.key[1] == "" {
+			p.heads--
+		}
+	}
+}
+
+// Run writes what is due until ctx ends.
+func (p *Positions) Run(ctx context.Context) {
+	t := time.NewTicker(writeLook)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-t.C:
+			p.write(ctx, now)
+		}
+	}
+}
+
+// Flush writes all that was noted, or as much as ctx gives time for.
+func (p *Positions) Flush(ctx context.Context) { p.write(ctx, time.Now().Add(1000*time.Hour)) }
+
+func (p *Positions) write(ctx context.Context, now time.Time) {
+	var g errgroup.Group
+	g.SetLimit(writesAtOnce)
+	for _, e := range p.due(now) {
+		g.Go(func() error {
+			p.mu.Lock()
+			c, ok := e.c, true
+			p.mu.Unlock()
+			if e.key[1] == "" {
+				c, ok = p.Head(e.key[0])
+			}
+			var err error
+			if ok {
+				err = p.writeOne(ctx, e, c)
+			}
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			e.writing = false
+			if err != nil && e.at.IsZero() {
+				p.Log.Debug("a position was not written; trying again", "event", "position_unwritten", "user", e.key[0], "device", e.key[1], "error", err)
+				e.at = time.Now().Add(writeEvery)
+				p.queues[queueDevices] = append(p.queues[queueDevices], e)
+			}
+			p.forgetLocked(e)
+			return nil
+		})
+	}
+	_ = g.Wait() // the errors are handled above
+}
+
+// due takes off the queues what is to be written by now.
+func (p *Positions) due(now time.Time) []*position {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out []*position
+	for i, q := range p.queues {
+		var again []*position
+		for len(q) > 0 && !q[0].at.After(now) {
+			e := q[0]
+			q[0], q = nil, q[1:]
+			switch {
+			case e.at.IsZero():
+			case e.writing: // noted anew meanwhile
+				again = append(again, e)
+			default:
+				e.at, e.writing = time.Time{}, true
+				out = append(out, e)
+			}
+		}
+		if len(q) == 0 {
+			q = nil
+		}
+		p.queues[i] = append(again, q...)
+	}
+	return out
+}
+
+// writeTimeout bounds one write of a position.
+const writeTimeout = 2 * time.Second
+
+func (p *Positions) writeOne(ctx context.Context, e *position, c Cursor) error {
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	for {
+		p.mu.Lock()
+		rev, known := e.rev, e.known
+		p.mu.Unlock()
+		if !known {
+			there, r, err := p.Store.Position(ctx, e.key[0], e.key[1])
+			if err != nil && !errors.Is(err, ErrNone) {
+				return err
+			}
+			if err == nil && there.Pos >= c.Pos { // another node knows more
+				return nil
+			}
+			rev = r
+		}
+		rev, err := p.Store.SetPosition(ctx, e.key[0], e.key[1], c, rev)
+		p.mu.Lock()
+		e.rev, e.known = rev, err == nil
+		p.mu.Unlock()
+		if !errors.Is(err, ErrConflict) {
+			return err
+		}
+	}
+}

@@ -1,0 +1,91 @@
+package inbox
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// Start is from where a session goes on.
+type Start struct {
+	From Cursor // behind it; the session's position
+	// Gap: the cursor that was asked for is not of this log, or something after it
+	// is not kept any more. Then From is in front of the oldest message.
+	Gap bool
+	// First are the first messages after From, perhaps all.
+	First []Entry
+	// Pending counts the messages after From, up to the head, whose own time is not
+	// over. Behind First it takes those that nobody looked at for messages.
+	Pending uint64
+}
+
+// ErrBehind: the part of the store that was asked does not know the newest
+// messages yet. Ask again.
+var ErrBehind = errors.New("a replica of the store is behind")
+
+// Find tells from where a session resumes that had everything up to since, in a
+// log whose end is head (by Last, or the log's only writer).
+//
+//	since is head ----------------------------------------> nothing to do
+//	its message is kept, and is the one it was -----------> what follows it
+//	the one after it is kept, and follows just this one --> that one, and what follows
+//	anything else ----------------------------------------> gap: all that is kept
+//
+// since the start of the log asks for all that is kept; that is a gap as well if
+// some of it is not.
+func Find(ctx context.Context, s Store, user string, since, head Cursor, now time.Time) (Start, error) {
+	if since.Seq == head.Seq && since.Tag == head.Tag {
+		return Start{From: head}, nil
+	}
+	if since.Seq < head.Seq && head.Pos > 0 {
+		l, err := s.Read(ctx, user, since.Pos)
+		switch {
+		case err != nil:
+			return Start{}, err
+		case len(l) == 0:
+			return Start{}, ErrBehind
+		case since.Seq > 0 && l[0].Cursor == since:
+			if len(l) == 1 {
+				return Start{}, ErrBehind
+			}
+			return start(since, l[1:], head, now), nil
+		case l[0].Seq == since.Seq+1 && l[0].Prev == since.Tag:
+			return start(since, l, head, now), nil
+		}
+	}
+	if head.Pos == 0 { // nothing is kept
+		return Start{From: head, Gap: true}, nil
+	}
+	l, err := s.Read(ctx, user, 1)
+	switch {
+	case err != nil:
+		return Start{}, err
+	case len(l) == 0:
+		return Start{}, ErrBehind
+	}
+	st := start(before(&l[0]), l, head, now)
+	st.Gap = true
+	return st, nil
+}
+
+// before is a cursor in front of a message. It names the message before it by its
+// tag, and a place in the stream behind which the message is the next.
+func before(e *Entry) Cursor {
+	if e.Seq == 1 {
+		return Cursor{}
+	}
+	return Cursor{Seq: e.Seq - 1, Pos: e.Pos - 1, Tag: e.Prev}
+}
+
+func start(from Cursor, l []Entry, head Cursor, now time.Time) Start {
+	st := Start{From: from, First: l}
+	for i := range l {
+		if !l[i].Expired(now) {
+			st.Pending++
+		}
+	}
+	if last := l[len(l)-1].Seq; last < head.Seq {
+		st.Pending += head.Seq - last
+	}
+	return st
+}
