@@ -34,8 +34,8 @@ type Config struct {
 
 	SessionQueueBytes int           `env:"SESSION_QUEUE_BYTES" default:"1048576" desc:"bytes that may wait for a slow session (nodes heed it)"`
 	MaxMessageBytes   int           `env:"MAX_MESSAGE_BYTES" default:"65536" desc:"largest pushed body; the same on nodes"`
-	InboxMaxMessages  int           `env:"INBOX_MAX_MESSAGES" default:"1000" desc:"stored messages kept for each user (durable pushes are not available yet)"`
-	InboxMaxAge       time.Duration `env:"INBOX_MAX_AGE" default:"72h" desc:"how long stored messages are kept (durable pushes are not available yet)"`
+	InboxMaxMessages  int           `env:"INBOX_MAX_MESSAGES" default:"1000" desc:"stored messages kept for each user; the nodes' setting counts"`
+	InboxMaxAge       time.Duration `env:"INBOX_MAX_AGE" default:"72h" desc:"how long stored messages are kept; the nodes' setting counts"`
 	RatePerAddress    int           `env:"RATE_PER_ADDRESS" default:"50" desc:"locates a second and address, bursts of four times that; off in development mode; -1: no limit"`
 
 	Dev       string `env:"DEV" default:"false" desc:"true: development mode, on loopback only; insecure: also beyond it"`

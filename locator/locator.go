@@ -110,13 +110,21 @@ func (l *Locator) Run(ctx context.Context) error {
 	}
 	options := cluster.Options{URL: l.cfg.NATSURL, Token: string(l.cfg.NATSToken), CredsFile: l.cfg.NATSCreds,
 		Cluster: l.cfg.Cluster, Name: "dialring locator " + l.id, Log: l.log}
+	var syncDisk func(streams []string) error
 	if l.cfg.embedsNATS() {
-		s, err := natsd.Start(ctx, natsd.Options{Name: l.id, Listen: l.cfg.NATSListen, Dir: l.cfg.DataDir, Token: string(l.cfg.NATSToken),
-			SyncAlways: l.cfg.DataSync == "always", Log: l.log})
+		o := natsd.Options{Name: l.id, Listen: l.cfg.NATSListen, Dir: l.cfg.DataDir, Token: string(l.cfg.NATSToken), Log: l.log}
+		always := l.cfg.DataSync == "always"
+		if always {
+			o.Name, o.SyncEvery = cluster.SyncedName+l.id, time.Second
+		}
+		s, err := natsd.Start(ctx, o)
 		if err != nil {
 			return err
 		}
 		defer s.Stop()
+		if always {
+			syncDisk = s.Sync
+		}
 		options.InProcess = s
 		l.addrs.NATS = "nats://" + s.Addr()
 	}
@@ -133,6 +141,9 @@ func (l *Locator) Run(ctx context.Context) error {
 
 	g.Go(func() error { return l.rings.Run(background) })
 	g.Go(func() error { return l.book.Run(background) })
+	if syncDisk != nil {
+		g.Go(func() error { return cluster.ServeSync(background, l.nats, syncDisk) })
+	}
 	g.Go(func() error { return l.keeper.Run(background) })
 	g.Go(func() error { l.router.run(background, l.book.Published()); return nil })
 	g.Go(func() error { l.beat(background); return nil })

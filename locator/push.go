@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
@@ -34,7 +35,12 @@ const callWindow = 8 << 20
 type pushQuery struct {
 	durable bool
 	device  string
+	ttl     time.Duration // 0: as long as the cluster keeps messages
+	wait    time.Duration // for an acknowledgement; 0: not at all
 }
+
+// ackWait is how long wait=ack waits without timeout_ms.
+const ackWait = 5 * time.Second
 
 // ids makes message ids: this process's own, and a count.
 type ids struct {
@@ -75,15 +81,16 @@ func (l *Locator) pushOne(c echo.Context) error {
 			return badRequest("the body: %v", err)
 		}
 	}
-	if q.durable {
-		return noInbox()
-	}
-	j := &job{Call: peer.Call{Op: peer.OpPush, User: user, Device: q.device, ID: l.ids.next(), JSON: isJSON, Body: body}, group: newGroup(1)}
+	j := &job{Call: peer.Call{Op: peer.OpPush, User: user, Device: q.device, ID: l.ids.next(), JSON: isJSON, Body: body,
+		Durable: q.durable, TTL: q.ttl, Key: r.Header.Get("Idempotency-Key")}, group: newGroup(1)}
 	l.router.send(l.ctx, j)
 	<-j.group.done
 	res, p := l.result(j)
 	if p != nil {
 		return p
+	}
+	if q.wait > 0 && res.Seq > 0 {
+		res.Acked = l.router.awaitAck(r.Context(), user, res.Seq, q.wait)
 	}
 	return httpd.JSON(c.Response(), wire.AppendPushResult(make([]byte, 0, 192), &res))
 }
@@ -96,18 +103,24 @@ func (l *Locator) result(j *job) (wire.PushResult, *wire.Problem) {
 	if j.problem == nil && j.Reply.Status == peer.StatusUnsure {
 		j.problem = wire.NewProblem(http.StatusGatewayTimeout, wire.CodeOwnerUnreachable, "the user is moving to node %s, and the former owner took the message and did not answer: it may have been delivered", j.owner.ID)
 	}
+	if j.problem == nil && j.Reply.Status == peer.StatusStore {
+		j.problem = wire.NewProblem(http.StatusServiceUnavailable, wire.CodeStoreUnavailable, "node %s could not store the message (%s); push it again with the same Idempotency-Key", j.owner.ID, j.Reply.Body)
+	}
+	if j.problem == nil && j.Reply.Status == peer.StatusKeyReused {
+		j.problem = wire.NewProblem(http.StatusUnprocessableEntity, wire.CodeKeyReused, "this Idempotency-Key was used for another message to this user; use a new key for each message")
+	}
 	if j.problem != nil {
 		l.metrics.pushes.WithLabelValues(string(j.problem.Code)).Inc()
 		return wire.PushResult{}, j.problem
 	}
 	l.metrics.pushed.Inc()
-	return wire.PushResult{ID: j.ID, Delivered: j.Reply.Delivered, Node: j.owner.ID, Epoch: j.epoch}, nil
-}
-
-func noInbox() *wire.Problem {
-	p := wire.NewProblem(http.StatusServiceUnavailable, wire.CodeStoreUnavailable, "this cluster stores no messages yet; push with durable=false to the sessions that are connected now")
-	p.RetryAfter = 60
-	return p
+	res := wire.PushResult{ID: j.ID, Seq: j.Reply.Seq, Stored: j.Durable, Delivered: j.Reply.Delivered, Acked: j.acked, Node: j.owner.ID, Epoch: j.epoch}
+	if j.Reply.Status == peer.StatusDuplicate {
+		if res.Duplicate = true; len(j.Reply.Body) > 0 {
+			res.ID = string(j.Reply.Body)
+		}
+	}
+	return res, nil
 }
 
 // isJSONBody tells by the Content-Type whether the body is JSON; anything else
@@ -158,7 +171,7 @@ func readPushQuery(r *http.Request) (pushQuery, *wire.Problem) {
 	if err != nil {
 		return q, badRequest("the query cannot be read: it is not validly percent-encoded")
 	}
-	wait, asked := false, false
+	wait, asked, timeout := false, false, ackWait
 	for name, v := range values {
 		if len(v) != 1 {
 			return q, badRequest("%s is given more than once", name)
@@ -175,11 +188,13 @@ func readPushQuery(r *http.Request) (pushQuery, *wire.Problem) {
 			}
 			q.device = v[0]
 		case "ttl_ms":
-			if p := checkMillis(name, v[0], maxTTL); p != nil {
+			var p *wire.Problem
+			if q.ttl, p = readMillis(name, v[0], maxTTL); p != nil {
 				return q, p
 			}
 		case "timeout_ms":
-			if p := checkMillis(name, v[0], maxAckTimeout); p != nil {
+			var p *wire.Problem
+			if timeout, p = readMillis(name, v[0], maxAckTimeout); p != nil {
 				return q, p
 			}
 		case "wait":
@@ -200,15 +215,18 @@ func readPushQuery(r *http.Request) (pushQuery, *wire.Problem) {
 	if wait && !q.durable {
 		return q, badRequest("only stored messages are acknowledged: wait=ack does not go with durable=false or device")
 	}
+	if wait {
+		q.wait = timeout
+	}
 	return q, nil
 }
 
-func checkMillis(name, v string, most time.Duration) *wire.Problem {
+func readMillis(name, v string, most time.Duration) (time.Duration, *wire.Problem) {
 	n, err := strconv.ParseInt(v, 10, 64)
 	if err != nil || n < 1 || n > most.Milliseconds() {
-		return badRequest("%s is %q; it is a number of milliseconds from 1 to %d", name, v, most.Milliseconds())
+		return 0, badRequest("%s is %q; it is a number of milliseconds from 1 to %d", name, v, most.Milliseconds())
 	}
-	return nil
+	return time.Duration(n) * time.Millisecond, nil
 }
 
 // manyRequest is the body of POST /v1/push.
@@ -243,9 +261,19 @@ func (l *Locator) pushMany(c echo.Context) error {
 	if p != nil {
 		return p
 	}
-	if q.durable {
-		return noInbox()
+	keys := r.Header.Values("Idempotency-Key")
+	if p := checkKey(keys); p != nil {
+		return p
 	}
+	if len(keys) > 0 {
+		if req.Messages != nil {
+			return badRequest("an Idempotency-Key goes with users; here each message has its own, in id")
+		}
+		for i := range messages { // keys are each user's own
+			messages[i].ID = keys[0]
+		}
+	}
+
 	// encoding/json turns an escaped half of a surrogate pair, which is no
 	// character, into U+FFFD: another user's id.
 	halves := bytes.Contains(body, []byte(`\ud`)) || bytes.Contains(body, []byte(`\uD`))
@@ -262,7 +290,8 @@ func (l *Locator) pushMany(c echo.Context) error {
 			g.one(0)
 			continue
 		}
-		j.Call = peer.Call{Op: peer.OpPush, User: m.User, Device: q.device, ID: l.ids.next(), JSON: true, Body: m.Data}
+		j.Call = peer.Call{Op: peer.OpPush, User: m.User, Device: q.device, ID: l.ids.next(), JSON: true, Body: m.Data,
+			Durable: q.durable, TTL: q.ttl, Key: m.ID}
 		if err := g.window.Acquire(l.ctx, int64(len(m.Data))); err != nil {
 			j.problem = wire.NewProblem(http.StatusServiceUnavailable, wire.CodeDraining, "this locator is about to stop; ask another")
 			g.one(0)
@@ -271,6 +300,15 @@ func (l *Locator) pushMany(c echo.Context) error {
 		l.router.send(l.ctx, j)
 	}
 	<-g.done
+	if q.wait > 0 {
+		var wg sync.WaitGroup
+		for i := range jobs {
+			if j := &jobs[i]; j.problem == nil && j.Reply.Seq > 0 {
+				wg.Go(func() { j.acked = l.router.awaitAck(r.Context(), j.User, j.Reply.Seq, q.wait) })
+			}
+		}
+		wg.Wait()
+	}
 	return httpd.JSON(c.Response(), l.results(messages, jobs))
 }
 

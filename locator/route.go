@@ -2,6 +2,7 @@ package locator
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"net/http"
@@ -35,7 +36,8 @@ const (
 //	     |                  +--> unreachable: have it probed, wait -------+
 //	     +---------------------------- until 3 s are over ----------------+
 //
-// A call whose link broke before the answer may have been carried out. It is
+// A call whose link broke before the answer may have been carried out. If it is to
+// be stored it is sent again all the same, since the store compares keys. Else it is
 // sent again only after that node's process has left the ring, and its sessions
 // with it: a message must not come twice. If that does not happen in time the
 // answer is 504 and not 503, which would mean that it was not accepted.
@@ -122,6 +124,7 @@ type job struct {
 	owner   ring.Node // that answered
 	epoch   uint64
 	problem *wire.Problem // instead of a reply
+	acked   int           // sessions that acknowledged it, if the caller waits for that
 }
 
 // group waits for several jobs.
@@ -170,6 +173,38 @@ func (r *router) send(ctx context.Context, j *job) {
 		}()
 	}
 	r.linkOf(owner).Do(&j.Call)
+}
+
+// awaitAck asks the owner of a user, whoever that is meanwhile, how many sessions
+// have acknowledged a message, until one has or the time is over.
+func (r *router) awaitAck(ctx context.Context, user string, seq uint64, wait time.Duration) int {
+	for end := time.Now().Add(wait); ; {
+		changed := r.rings.Changed()
+		cur := r.rings.Current()
+		left := time.Until(end)
+		owner, ok := cur.Owner(user)
+		if ok {
+			body, err := json.Marshal(peer.Acked{Seq: seq, WaitMS: max(0, left.Milliseconds())})
+			if err != nil {
+				panic(err) // plain fields always have an encoding
+			}
+			reply, err := r.call(ctx, owner, &peer.Call{Op: peer.OpAcked, Ring: cur.Ref(), User: user, JSON: true, Body: body})
+			if err == nil && reply.Status == peer.StatusOK && reply.Delivered > 0 {
+				return reply.Delivered
+			}
+			ok = err == nil && reply.Status == peer.StatusOK // it has waited as long as it does at a time
+		}
+		if left = time.Until(end); left <= 0 || ctx.Err() != nil {
+			return 0
+		}
+		if !ok {
+			select {
+			case <-changed:
+			case <-time.After(min(left, retryPause)):
+			case <-ctx.Done():
+			}
+		}
+	}
 }
 
 // settled tells whether the call needs no further attempt.
@@ -231,7 +266,8 @@ func (r *router) waitFor(ctx context.Context, j *job, changed <-chan struct{}) *
 	if j.Err != nil {
 		r.keeper.Failed(j.owner.ID)
 	}
-	if errors.Is(j.Err, peer.ErrLost) {
+	// A stored message cannot come twice: the store knows its key, or its id.
+	if errors.Is(j.Err, peer.ErrLost) && !j.Durable {
 		for {
 			if n, in := r.rings.Current().Find(j.owner.ID); !in || n.Boot != j.owner.Boot {
 				return nil
@@ -257,6 +293,8 @@ func (r *router) waitFor(ctx context.Context, j *job, changed <-chan struct{}) *
 		return nil
 	case <-ctx.Done():
 		switch {
+		case errors.Is(j.Err, peer.ErrLost):
+			return wire.NewProblem(http.StatusGatewayTimeout, wire.CodeOwnerUnreachable, "node %s took the message and did not answer: it may have been stored; push it again with the same Idempotency-Key", j.owner.ID)
 		case j.Err == nil && j.Reply.Status == peer.StatusMisdirected:
 			return wire.NewProblem(503, wire.CodeOwnerUnreachable, "this locator goes by an old ring (epoch %d, node %s has %d) and NATS does not give it the new one; the message was not delivered: ask another locator", j.epoch, j.owner.ID, j.Peer.Epoch)
 		case j.Err == nil && j.Reply.Status == peer.StatusUnreached:

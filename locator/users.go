@@ -59,8 +59,12 @@ func (l *Locator) getUser(c echo.Context) error {
 		return p
 	}
 	out := wire.UserResponse{User: user, Node: j.owner.ID, Epoch: j.epoch}
-	if err := json.Unmarshal(j.Reply.Body, &out.Sessions); err != nil {
+	var u peer.User
+	if err := json.Unmarshal(j.Reply.Body, &u); err != nil {
 		return err
+	}
+	if out.Sessions, out.Head = u.Sessions, u.Head; out.Sessions == nil {
+		out.Sessions = []wire.Session{}
 	}
 	out.Online = len(out.Sessions) > 0
 	return writeJSON(c, http.StatusOK, out)

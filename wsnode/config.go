@@ -43,8 +43,12 @@ type Config struct {
 	SessionQueueBytes  int    `env:"SESSION_QUEUE_BYTES" default:"1048576" desc:"bytes that may wait for a slow session before it is closed"`
 	MaxMessageBytes    int    `env:"MAX_MESSAGE_BYTES" default:"65536" desc:"largest pushed body"`
 
-	InboxMaxMessages int           `env:"INBOX_MAX_MESSAGES" default:"1000" desc:"stored messages kept for each user (durable pushes are not available yet)"`
-	InboxMaxAge      time.Duration `env:"INBOX_MAX_AGE" default:"72h" desc:"how long stored messages are kept (durable pushes are not available yet)"`
+	InboxMaxMessages int           `env:"INBOX_MAX_MESSAGES" default:"1000" desc:"stored messages kept for each user"`
+	InboxMaxAge      time.Duration `env:"INBOX_MAX_AGE" default:"72h" desc:"how long stored messages are kept"`
+	InboxPartitions  int           `env:"INBOX_PARTITIONS" default:"0" desc:"streams that hold the messages, 1 to 256; 0: eight in a NATS cluster, else one; counts when a cluster's first node makes them, and is fixed then"`
+	InboxReplicas    int           `env:"INBOX_REPLICAS" default:"0" desc:"NATS servers that keep each message, 1 to 5; 0: three in a NATS cluster, else one"`
+
+	IdempotencyWindow time.Duration `env:"IDEMPOTENCY_WINDOW" default:"2m" desc:"how long idempotency keys are remembered, 1s to 1h"`
 
 	RatePerAddress int      `env:"RATE_PER_ADDRESS" default:"50" desc:"dials a second and address, bursts of four times that; off in development mode; -1: no limit"`
 	AllowedOrigins []string `env:"ALLOWED_ORIGINS" desc:"origins of browser pages that may connect, separated by commas"`
@@ -115,6 +119,8 @@ func (c *Config) complete() error {
 		"MAX_MESSAGE_BYTES":     {c.MaxMessageBytes, 1, 1 << 20},
 		"SESSION_QUEUE_BYTES":   {c.SessionQueueBytes, 1 << 10, 1 << 30},
 		"INBOX_MAX_MESSAGES":    {c.InboxMaxMessages, 1, 1_000_000},
+		"INBOX_PARTITIONS":      {c.InboxPartitions, 0, 256},
+		"INBOX_REPLICAS":        {c.InboxReplicas, 0, 5},
 	} {
 		if err := config.Range(name, v.v, v.from, v.to); err != nil {
 			return err
@@ -124,6 +130,9 @@ func (c *Config) complete() error {
 		if d < time.Second {
 			return config.Errorf("DIALRING_%s is %s; it must be at least 1s", name, d)
 		}
+	}
+	if c.IdempotencyWindow < time.Second || c.IdempotencyWindow > time.Hour {
+		return config.Errorf("DIALRING_IDEMPOTENCY_WINDOW is %s; it must be within 1s to 1h", c.IdempotencyWindow)
 	}
 	if c.RestartGrace < 0 || c.RestartGrace > time.Hour {
 		return config.Errorf("DIALRING_RESTART_GRACE is %s; it must be within 0s to 1h", c.RestartGrace)

@@ -59,7 +59,11 @@ func (n *Node) carryOut(b *peer.Batch, cur *ring.Ring) {
 
 // push writes a message to the user's sessions.
 func (n *Node) push(in *peer.In, cur *ring.Ring, stamp string) {
-	if in.Forwarded {
+	switch {
+	case in.Forwarded && in.Stored:
+		n.storedHere(in)
+		return
+	case in.Forwarded:
 		n.pushHere(in, stamp)
 		return
 	}
@@ -70,6 +74,10 @@ func (n *Node) push(in *peer.In, cur *ring.Ring, stamp string) {
 		return
 	}
 	n.metrics.pushes.Inc()
+	if in.Durable {
+		n.pushStored(in)
+		return
+	}
 	if !cur.Settled() {
 		if former := cur.Former(string(in.User)); len(former) > 0 {
 			n.pushBoth(in, cur, former, stamp)
@@ -126,5 +134,5 @@ func (n *Node) wasStopped() bool {
 // message is the frame of a push, made once for all sessions.
 func message(in *peer.In, stamp string) []byte {
 	b := make([]byte, maxHeader, maxHeader+len(in.Body)*4/3+128)
-	return headed(gws.OpcodeText, wire.AppendMessage(b, in.ID, stamp, in.Body, in.JSON))
+	return headed(gws.OpcodeText, wire.AppendMessage(b, in.ID, stamp, 0, "", in.Body, in.JSON))
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/dialring/dialring/internal/cluster"
 	"github.com/dialring/dialring/internal/httpd"
+	"github.com/dialring/dialring/internal/inbox"
 	"github.com/dialring/dialring/internal/peer"
 	"github.com/dialring/dialring/internal/ring"
 	"github.com/dialring/dialring/internal/ticket"
@@ -101,7 +102,7 @@ func (n *Node) admit(r *http.Request) (*wire.Problem, *session) {
 		return n.misdirected(), nil
 	}
 	s := &session{id: wire.RandomID(10), user: t.User, device: t.Device, remote: r.RemoteAddr, connectedAt: time.Now(),
-		node: n, writing: true, since0: since}
+		node: n, writing: true, since: since}
 	if t.Session != "" {
 		s.id, s.moved, s.connectedAt = t.Session, true, t.Connected
 		if n.kicked.has(s) {
@@ -126,8 +127,10 @@ func (n *Node) admit(r *http.Request) (*wire.Problem, *session) {
 	}
 	n.readers.Add(1)
 	n.admission.Unlock()
+	s.log = n.stored.logs.Get(s.user)
 	victims, p := n.hub.add(s, &n.cfg, elsewhere)
 	if p != nil {
+		s.log.Release()
 		n.readers.Done()
 		return p, nil
 	}
@@ -283,6 +286,7 @@ func ticketProblem(err error) *wire.Problem {
 // open upgrades the connection of an admitted session, writes welcome, and
 // starts its reader.
 func (n *Node) open(w http.ResponseWriter, r *http.Request, s *session) error {
+	welcome := n.welcome(r.Context(), s) // before the answer: it asks the store
 	conn, rw, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		n.abandon(s)
@@ -306,7 +310,7 @@ func (n *Node) open(w http.ResponseWriter, r *http.Request, s *session) error {
 	}
 	s.conn.Session().(*holder).s = s
 	_ = s.net.SetWriteDeadline(time.Now().Add(writeTimeout))
-	if _, err := s.net.Conn.Write(frame(gws.OpcodeText, n.welcome(s))); err != nil {
+	if _, err := s.net.Conn.Write(frame(gws.OpcodeText, welcome)); err != nil {
 		s.net.abort()
 		n.abandon(s)
 		return err
@@ -316,6 +320,11 @@ func (n *Node) open(w http.ResponseWriter, r *http.Request, s *session) error {
 		n.catchUpBroadcasts(s)
 	}
 	s.opened()
+	catching := false
+	s.log.With(func(inbox.Cursor) { catching = s.catching })
+	if catching {
+		n.tasks.Go(s.catchUp)
+	}
 	go s.read()
 	if s.doomed != 0 {
 		s.close(s.doomed, "")
@@ -345,21 +354,22 @@ func (n *Node) abandon(s *session) {
 	s.mu.Lock()
 	rest := s.queue
 	s.queue, s.closing = nil, true
+	s.roomLocked()
 	s.mu.Unlock()
 	unwritten(rest...)
+	s.detach()
 	n.hub.gone(s)
 	n.readers.Done()
 }
 
-// welcome is the first frame. Nothing is stored yet, so every log is empty: a
-// cursor of another log is a gap.
-func (n *Node) welcome(s *session) []byte {
-	b, err := json.Marshal(wire.Welcome{Type: wire.TypeWelcome, Session: s.id, User: s.user, Device: s.device, Node: n.cfg.NodeID,
-		Epoch: n.rings.Current().Epoch, Since: wire.CursorStart, Gap: s.since0 != "" && s.since0 != wire.CursorStart,
-		PingIntervalMS: n.cfg.PingInterval.Milliseconds(), MaxMessageBytes: n.cfg.MaxMessageBytes})
+// welcome is the first frame, from which on the session is part of its user's log.
+func (n *Node) welcome(ctx context.Context, s *session) []byte {
+	w := wire.Welcome{Type: wire.TypeWelcome, Session: s.id, User: s.user, Device: s.device, Node: n.cfg.NodeID,
+		Epoch: n.rings.Current().Epoch, PingIntervalMS: n.cfg.PingInterval.Milliseconds(), MaxMessageBytes: n.cfg.MaxMessageBytes}
+	n.attach(ctx, s, &w)
+	b, err := json.Marshal(w)
 	if err != nil {
 		panic(err) // plain fields always have an encoding
 	}
-	s.since0 = ""
 	return b
 }

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/dialring/dialring/internal/inbox"
 	"github.com/dialring/dialring/internal/peer"
 	"github.com/dialring/dialring/internal/ring"
 )
@@ -34,9 +35,12 @@ const forwardPatience = time.Second
 
 // forwarded is one push that goes to former owners as well.
 type forwarded struct {
-	n     *Node
-	in    *peer.In
-	frame []byte
+	n  *Node
+	in *peer.In
+	// send writes it to a session of this node.
+	send   func(s *session, p *push)
+	answer func(peer.Reply)
+	seq    uint64 // if it is stored
 
 	mu        sync.Mutex
 	asked     int                 // former owners that have not answered
@@ -49,17 +53,42 @@ type forwarded struct {
 	patience  *time.Timer // holds on to the frame, so it is stopped
 }
 
+func newForwarded(n *Node, in *peer.In, answer func(peer.Reply)) *forwarded {
+	return &forwarded{n: n, in: in, answer: answer, seen: map[*session]bool{}, delivered: map[string]struct{}{}}
+}
+
 // pushBoth carries out a push for a user who is moving here from former.
 func (n *Node) pushBoth(in *peer.In, cur *ring.Ring, former []*ring.Node, stamp string) {
-	n.metrics.forwarded.Inc()
-	f := &forwarded{n: n, in: in, frame: message(in, stamp), asked: len(former), seen: map[*session]bool{}, delivered: map[string]struct{}{}}
+	frame := message(in, stamp)
+	f := newForwarded(n, in, in.Reply)
+	f.send = func(s *session, p *push) { s.send(outgoing{frame: frame, push: p}) }
 	f.write()
+	f.toFormer(former, peer.Call{Op: peer.OpPush, Ring: cur.Ref(), User: string(in.User), Device: string(in.Device), ID: string(in.ID),
+		JSON: in.JSON, Body: in.Body})
+}
+
+// storedBoth does the same with a push that was stored. The log is locked.
+func (n *Node) storedBoth(c *storing, l *inbox.Log, e *inbox.Entry, frame []byte, cur *ring.Ring, former []*ring.Node) {
+	f := newForwarded(n, c.in, c.answer)
+	f.seq = e.Seq
+	f.send = func(s *session, p *push) { s.storedLocked(e, frame, p) }
+	f.write()
+	// From here on others call it, and the log is not locked for them.
+	f.send = func(s *session, p *push) { l.With(func(inbox.Cursor) { s.storedLocked(e, frame, p) }) }
+	f.toFormer(former, peer.Call{Op: peer.OpPush, Ring: cur.Ref(), User: l.User, JSON: e.JSON, Body: e.Body, Stored: true, Pos: e.Pos, Meta: e.Meta()})
+}
+
+// toFormer hands the push to the former owners, with the sessions that have got it.
+func (f *forwarded) toFormer(former []*ring.Node, call peer.Call) {
+	f.n.metrics.forwarded.Inc()
 	f.mu.Lock()
-	have := slices.Collect(maps.Keys(f.delivered))
+	f.asked = len(former)
+	call.Have = slices.Collect(maps.Keys(f.delivered))
 	f.mu.Unlock()
+	call.Done = f.reply
 	for _, o := range former {
-		n.callFormer(o, &peer.Call{Op: peer.OpPush, Ring: cur.Ref(), User: string(in.User), Device: string(in.Device), ID: string(in.ID),
-			JSON: in.JSON, Body: in.Body, Have: have, Done: f.reply})
+		c := call
+		f.n.callFormer(o, &c)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -95,7 +124,7 @@ func (f *forwarded) write() {
 	for _, s := range todo {
 		p := &push{answer: func(n int) { f.wrote(s.id, n > 0) }}
 		p.left.Store(1)
-		s.send(outgoing{frame: f.frame, push: p})
+		f.send(s, p)
 	}
 }
 
@@ -147,20 +176,32 @@ func (f *forwarded) answerLocked() {
 	if f.patience != nil {
 		f.patience.Stop()
 	}
-	r := peer.Reply{Delivered: len(f.delivered)}
+	r := peer.Reply{Delivered: len(f.delivered), Seq: f.seq}
 	switch {
-	case r.Delivered > 0:
+	case r.Delivered > 0 || f.seq > 0: // stored is stored
 	case f.unsure || f.asked > 0:
 		r.Status = peer.StatusUnsure
 	case f.unreached:
 		r.Status = peer.StatusUnreached
 	}
-	f.in.Reply(r)
+	f.answer(r)
 }
 
 // pushHere carries out a push that the new owner forwarded: to the sessions that
 // are still here, whoever owns the user, and no further.
 func (n *Node) pushHere(in *peer.In, stamp string) {
+	var f []byte
+	n.pushSessions(in, func(s *session, p *push) {
+		if f == nil {
+			f = message(in, stamp)
+		}
+		s.send(outgoing{frame: f, push: p})
+	})
+}
+
+// pushSessions writes a forwarded push by send to the sessions that have not got
+// it elsewhere, and answers with the ids of those that it was written to.
+func (n *Node) pushSessions(in *peer.In, send func(s *session, p *push)) {
 	_, sessions := n.hub.find(in.User)
 	var mu sync.Mutex
 	ids := []string{}
@@ -172,13 +213,9 @@ func (n *Node) pushHere(in *peer.In, stamp string) {
 		in.Reply(peer.Reply{Delivered: len(ids), Body: b})
 	}}
 	all.left.Store(1) // this loop itself
-	var f []byte
 	for _, s := range sessions {
 		if len(in.Device) > 0 && s.device != string(in.Device) || slices.Contains(in.Have, s.id) {
 			continue
-		}
-		if f == nil {
-			f = message(in, stamp)
 		}
 		all.left.Add(1)
 		p := &push{answer: func(n int) {
@@ -190,7 +227,7 @@ func (n *Node) pushHere(in *peer.In, stamp string) {
 			all.wrote(n > 0)
 		}}
 		p.left.Store(1)
-		s.send(outgoing{frame: f, push: p})
+		send(s, p)
 	}
 	all.wrote(false)
 }

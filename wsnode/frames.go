@@ -50,14 +50,15 @@ func (s *session) frame(b []byte) {
 	case wire.TypeAck:
 		if wire.CheckCursor(f.Cursor) != nil {
 			s.close(wire.CloseProtocol, "an ack has a cursor")
+			return
 		}
-		// Nothing is stored yet, so there is nothing to remember.
+		s.ack(f.Cursor)
 	case wire.TypeResume:
 		if wire.CheckCursor(f.Since) != nil {
 			s.close(wire.CloseProtocol, "a resume has a cursor in since")
 			return
 		}
-		s.reply(wire.Resumed{Type: wire.TypeResumed, Since: wire.CursorStart, Gap: f.Since != wire.CursorStart})
+		s.resume(f.Since)
 	case wire.TypeSend:
 		switch {
 		case len(f.Data) > s.node.cfg.MaxMessageBytes:

@@ -16,6 +16,10 @@ type metrics struct {
 	batches     prometheus.Counter
 	moves       *prometheus.CounterVec
 	forwarded   prometheus.Counter
+
+	storedPushes prometheus.Counter
+	unstored     prometheus.Counter
+	catchUps     prometheus.Counter
 }
 
 func (n *Node) newMetrics() *metrics {
@@ -29,11 +33,23 @@ func (n *Node) newMetrics() *metrics {
 		moves:       prometheus.NewCounterVec(prometheus.CounterOpts{Name: "dialring_moves_total", Help: "Sessions that were told to move, by reason."}, []string{"reason"}),
 		forwarded:   prometheus.NewCounter(prometheus.CounterOpts{Name: "dialring_forwarded_pushes_total", Help: "Pushes that were handed to a former owner of their user as well."}),
 		misdirected: prometheus.NewCounter(prometheus.CounterOpts{Name: "dialring_misdirected_total", Help: "Pushes for users that this node does not own."}),
+
+		storedPushes: prometheus.NewCounter(prometheus.CounterOpts{Name: "dialring_stored_pushes_total", Help: "Pushes that were stored."}),
+		unstored:     prometheus.NewCounter(prometheus.CounterOpts{Name: "dialring_unstored_pushes_total", Help: "Pushes that the store did not take in time."}),
+		catchUps:     prometheus.NewCounter(prometheus.CounterOpts{Name: "dialring_catch_ups_total", Help: "Times that a session read stored messages from the store."}),
 	}
 	gauge := func(name, help string, f func() float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
 	}
-	m.registry.MustRegister(m.handshakes, m.closes, m.slowCloses, m.pushes, m.misdirected, m.batches,
+	m.registry.MustRegister(m.handshakes, m.closes, m.slowCloses, m.pushes, m.misdirected, m.batches, m.moves, m.forwarded,
+		m.storedPushes, m.unstored, m.catchUps,
+		gauge("dialring_store_up", "1 while the store takes messages.", func() float64 {
+			if n.stored.health.down.Load() {
+				return 0
+			}
+			return 1
+		}),
+		gauge("dialring_storing_bytes", "Bytes of pushes that wait for the store.", func() float64 { return float64(n.stored.storing.Load()) }),
 		gauge("dialring_sessions", "Open sessions.", func() float64 { return float64(n.hub.sessions.Load()) }),
 		gauge("dialring_misplaced_sessions", "Sessions of users that another node owns, which are to move.", func() float64 { return float64(n.misplaced.Load()) }),
 		gauge("dialring_ring_epoch", "Epoch of the ring that this process goes by.", func() float64 { return float64(n.rings.Current().Epoch) }),

@@ -53,6 +53,7 @@ func (n *Node) watchRing(ctx context.Context) error {
 	for {
 		changed := n.rings.Changed()
 		cur := n.rings.Current()
+		n.stored.turned(cur)
 		if m, ok := cur.Find(n.cfg.NodeID); ok && m.Boot == n.boot {
 			n.joined.Store(true)
 		} else if ok && n.joined.Load() && !n.draining.Load() {

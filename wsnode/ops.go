@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/dialring/dialring/internal/inbox"
 	"github.com/dialring/dialring/internal/peer"
 	"github.com/dialring/dialring/internal/ring"
 	"github.com/dialring/dialring/internal/ticket"
@@ -32,7 +33,7 @@ func (n *Node) op(in *peer.In, from string, cur *ring.Ring) {
 	n.tasks.Go(func() {
 		user := string(in.User)
 		var former []*ring.Node
-		if in.Op == peer.OpSessions || in.Op == peer.OpKick {
+		if in.Op == peer.OpSessions || in.Op == peer.OpKick || in.Op == peer.OpAcked {
 			if in.Forwarded {
 				// For the sessions that are still here, whoever owns the user.
 			} else if !n.ownsUser(nil, user, cur) {
@@ -47,11 +48,21 @@ func (n *Node) op(in *peer.In, from string, cur *ring.Ring) {
 		var err error
 		switch in.Op {
 		case peer.OpSessions:
-			out, err = n.sessionsOf(n.ctx, user, cur, former)
+			out, err = n.userOf(n.ctx, user, cur, former, in.Forwarded)
 		case peer.OpKick:
 			out, err = n.kick(user, in.Body, cur, former, in.Forwarded)
 		case peer.OpPresence:
 			out, err = n.presence(in, cur)
+		case peer.OpAcked:
+			var acked int
+			if acked, err = n.awaitAck(user, in.Body, cur, former); err == nil {
+				in.Reply(peer.Reply{Delivered: acked})
+				return
+			}
+		case peer.OpLook:
+			if err := n.look(user); err != nil {
+				n.log.Debug("a look at a user's log failed; it is looked at again when it is used", "event", "look", "user", user, "error", err)
+			}
 		case peer.OpPlan:
 			out, err = n.plan(in.Body)
 		case peer.OpRing, peer.OpDrain:
@@ -88,26 +99,36 @@ const (
 	fromNode    = "node:"
 )
 
-// sessionsOf lists a user's sessions, here and at former owners, each once.
-func (n *Node) sessionsOf(ctx context.Context, user string, cur *ring.Ring, former []*ring.Node) ([]wire.Session, error) {
-	out := []wire.Session{}
-	_, here := n.hub.find([]byte(user))
-	for _, s := range here {
-		if s.old.Load() {
-			continue
+// userOf lists a user's sessions, here and at former owners, each once, and, at
+// the owner, the newest stored message.
+func (n *Node) userOf(ctx context.Context, user string, cur *ring.Ring, former []*ring.Node, forwarded bool) (peer.User, error) {
+	u := peer.User{}
+	l := n.stored.logs.Get(user)
+	defer l.Release()
+	if !forwarded && !n.stored.health.down.Load() {
+		ctx, cancel := context.WithTimeout(ctx, askPatience)
+		defer cancel()
+		if err := l.Fresh(ctx); err != nil { // sessions are known without the store
+			n.log.Warn("the store does not tell the head of a log", "event", "head_unknown", "user", user, "error", err)
 		}
-		s.mu.Lock()
-		queued := s.queued
-		s.mu.Unlock()
-		out = append(out, wire.Session{ID: s.id, Device: s.device, Node: n.cfg.NodeID, ConnectedAt: s.connectedAt, RemoteAddr: s.remote, QueuedBytes: queued})
 	}
+	l.With(func(head inbox.Cursor) {
+		u.Head = head.Seq
+		_, here := n.hub.find([]byte(user))
+		for _, s := range here {
+			if !s.old.Load() {
+				u.Sessions = append(u.Sessions, wire.Session{ID: s.id, Device: s.device, Node: n.cfg.NodeID, ConnectedAt: s.connectedAt, RemoteAddr: s.remote,
+					AckedSeq: s.acked.Seq, QueuedBytes: s.queuedBytes()})
+			}
+		}
+	})
 	elsewhere, err := n.sessionsElsewhere(ctx, user, cur, former)
 	for _, there := range elsewhere {
-		if !slices.ContainsFunc(out, func(s wire.Session) bool { return s.ID == there.ID }) {
-			out = append(out, there)
+		if !slices.ContainsFunc(u.Sessions, func(s wire.Session) bool { return s.ID == there.ID }) {
+			u.Sessions = append(u.Sessions, there)
 		}
 	}
-	return out, err
+	return u, err
 }
 
 // errFormer: a former owner that may still hold sessions did not answer.
@@ -130,15 +151,15 @@ func (n *Node) sessionsElsewhere(ctx context.Context, user string, cur *ring.Rin
 	var missing error
 	for _, o := range former {
 		r, err := n.ask(ctx, o, &peer.Call{Op: peer.OpSessions, Ring: cur.Ref(), User: user})
-		var l []wire.Session
+		var u peer.User
 		if err == nil {
-			err = json.Unmarshal(r.Body, &l)
+			err = json.Unmarshal(r.Body, &u)
 		}
 		if err != nil {
 			missing = errors.Join(missing, n.formerSilent(o, err))
 			continue
 		}
-		out = append(out, l...)
+		out = append(out, u.Sessions...)
 	}
 	return out, missing
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/lxzan/gws"
 
+	"github.com/dialring/dialring/internal/inbox"
 	"github.com/dialring/dialring/internal/ring"
 	"github.com/dialring/dialring/internal/wire"
 )
@@ -42,9 +43,12 @@ type session struct {
 	net   *lingering
 	owner *user
 
-	since0 string // the cursor that the dial asked for; until welcome
-	moved  bool   // it came from another connection, by a move
-	doomed int    // the close code with which it ends as soon as it has opened
+	log   *inbox.Log
+	since string // the cursor that the dial asked for
+	place        // in the log
+
+	moved  bool // it came from another connection, by a move
+	doomed int  // the close code with which it ends as soon as it has opened
 
 	old     atomic.Bool            // the session goes on over a newer connection; this one is about to be left
 	told    atomic.Pointer[moving] // it was told to move
@@ -58,10 +62,11 @@ type session struct {
 	queued   int        // bytes in queue, and of the frame being written
 	writing  bool       // a writer runs, or the session is opening
 	current  []outgoing // being written
-	since    time.Time
+	writeAt  time.Time  // when the write under way began
 	stalled  bool
 	closing  bool
 	closedAt time.Time
+	room     chan struct{} // closed when something of the queue was written, or never will be
 }
 
 // outgoing is a frame in the queue, as it goes over the wire.
@@ -148,7 +153,7 @@ func (s *session) write() {
 	for {
 		s.mu.Lock()
 		if len(s.queue) == 0 {
-			s.queue, s.writing, s.since = nil, false, time.Time{}
+			s.queue, s.writing, s.writeAt = nil, false, time.Time{}
 			_ = s.net.SetWriteDeadline(time.Time{}) // writeNow heeds it too
 			s.mu.Unlock()
 			return
@@ -166,10 +171,10 @@ func (s *session) write() {
 		n = max(len(bufs), 1)
 		s.current, s.queue = s.queue[:n:n], s.queue[n:]
 		last := s.current[n-1]
-		s.since = time.Now()
+		s.writeAt = time.Now()
 		s.mu.Unlock()
 
-		_ = s.net.SetWriteDeadline(s.since.Add(writeTimeout))
+		_ = s.net.SetWriteDeadline(s.writeAt.Add(writeTimeout))
 		var err error
 		if last.code != 0 {
 			err = s.conn.WriteClose(last.code, []byte(last.reason))
@@ -181,6 +186,7 @@ func (s *session) write() {
 		done := s.current // the sweep may have answered for them
 		s.current, s.stalled = nil, false
 		s.queued -= bytes
+		s.roomLocked()
 		var rest []outgoing
 		if err != nil {
 			rest, s.queue, s.closing, s.queued = s.queue, nil, true, 0
@@ -198,6 +204,20 @@ func (s *session) write() {
 			}
 			s.net.abort()
 		}
+	}
+}
+
+func (s *session) queuedBytes() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.queued
+}
+
+// roomLocked wakes who waits for room in the queue.
+func (s *session) roomLocked() {
+	if s.room != nil {
+		close(s.room)
+		s.room = nil
 	}
 }
 
@@ -224,6 +244,7 @@ func (s *session) close(code int, reason string) {
 		return
 	}
 	s.closing, s.closedAt = true, time.Now()
+	s.roomLocked()
 	s.node.hub.leaving(s)
 	var rest []outgoing
 	if code == wire.CloseTooSlow {
@@ -280,10 +301,12 @@ func (s *session) gone() {
 	s.left()
 	s.mu.Lock()
 	s.closing = true
+	s.roomLocked()
 	rest := s.queue
 	s.queue = nil
 	s.mu.Unlock()
 	unwritten(rest...)
+	s.detach()
 	s.net.finish()
 	s.node.hub.gone(s)
 	s.node.readers.Done()
@@ -293,7 +316,7 @@ func (s *session) gone() {
 func (s *session) sweep(now time.Time, sec int64) {
 	s.mu.Lock()
 	var rest []outgoing
-	if (s.current != nil || len(s.queue) > 0) && !s.since.IsZero() && now.Sub(s.since) > stalledAfter {
+	if (s.current != nil || len(s.queue) > 0) && !s.writeAt.IsZero() && now.Sub(s.writeAt) > stalledAfter {
 		s.stalled = true
 		rest, s.current = s.current, nil
 		for i, o := range s.queue {

@@ -23,6 +23,7 @@ import (
 
 	"github.com/dialring/dialring/internal/cluster"
 	"github.com/dialring/dialring/internal/httpd"
+	"github.com/dialring/dialring/internal/inbox"
 	"github.com/dialring/dialring/internal/peer"
 	"github.com/dialring/dialring/internal/ticket"
 	"github.com/dialring/dialring/internal/wire"
@@ -50,6 +51,7 @@ type Node struct {
 	keys     *cluster.Keys
 	verifier *ticket.Verifier
 	links    *peer.Server
+	stored   *stored   // the inbox
 	peers    peer.Pool // links to former owners of users that moved here
 	metrics  *metrics
 
@@ -168,6 +170,13 @@ func (n *Node) Run(ctx context.Context) error {
 		return wire.RingRef{Epoch: r.Epoch, Hash: r.Hash}
 	}}
 	n.peers.Token = func(node string) string { return n.signer.Peer(fromNode+n.cfg.NodeID, node, time.Now()) }
+	store, err := inbox.NewJetStream(inbox.Options{Conn: n.nats.NATS(), Cluster: n.cfg.Cluster, Partitions: n.cfg.InboxPartitions, Replicas: n.cfg.InboxReplicas,
+		Limits:    inbox.Limits{Messages: n.cfg.InboxMaxMessages, Age: n.cfg.InboxMaxAge, Window: n.cfg.IdempotencyWindow},
+		NeedsSync: n.nats.NeedsSync, Sync: n.nats.Sync, Log: n.log})
+	if err != nil {
+		return err
+	}
+	n.stored = newStored(n, store, n.cfg.InboxMaxAge, n.log)
 	n.metrics = n.newMetrics()
 
 	// The control plane outlives ctx, so that the node can leave in order.
@@ -179,6 +188,11 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.keys.Run(run) })
 	g.Go(func() error { return n.beat(run) })
 	g.Go(func() error { return n.watchRing(run) })
+	n.nats.OnUp(store.Reconnected)
+	g.Go(func() error { return store.Run(run) })
+	g.Go(func() error { n.stored.health.run(run); return nil })
+	g.Go(func() error { n.stored.positions.Run(run); return nil })
+	g.Go(func() error { n.lookAgain(run); return nil })
 	n.sweptAt.Store(int64(time.Since(n.start)))
 	g.Go(func() error { n.sweep(run); return nil })
 	g.Go(func() error { return httpd.Serve(run, public, n.publicHandler(), n.log) })
@@ -209,6 +223,9 @@ func (n *Node) Run(ctx context.Context) error {
 	case <-run.Done():
 	}
 	n.closeSessions(wire.CloseDraining)
+	flush, flushed := context.WithTimeout(run, flushTimeout)
+	n.stored.positions.Flush(flush)
+	flushed()
 	if n.draining.Load() {
 		n.lookSoon() // the last report ends the handoff
 		n.awaitReport(run)
@@ -216,11 +233,15 @@ func (n *Node) Run(ctx context.Context) error {
 	stop()
 	err = g.Wait()
 	n.links.Close()
-	n.peers.Close()
-	n.tasks.Wait()
 	n.readers.Wait()
+	n.tasks.Wait()
+	n.stored.logs.Wait()
+	n.peers.Close()
 	return err
 }
+
+// flushTimeout bounds the last writes of positions.
+const flushTimeout = 2 * time.Second
 
 // maxUsedTickets bounds the memory for used tickets, to about 100 MiB; reached
 // at some 14,000 handshakes a second for over a minute.
@@ -273,6 +294,8 @@ func (n *Node) ready() error {
 		return errors.New("draining")
 	case !n.inRing():
 		return errors.New("not in the ring yet")
+	case n.stored.health.down.Load():
+		return errors.New("the store takes no messages: sessions and ephemeral pushes go on, stored ones are refused")
 	}
 	return nil
 }

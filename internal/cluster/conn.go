@@ -119,6 +119,9 @@ func (c *Conn) Close() {
 	c.nc.Close()
 }
 
+// NATS returns the connection itself, for the store that shares it.
+func (c *Conn) NATS() *nats.Conn { return c.nc }
+
 // Up tells whether NATS is connected now. It never waits: nats.go's own answer does,
 // for as long as it dials.
 func (c *Conn) Up() bool { return c.isUp.Load() }

@@ -24,6 +24,7 @@ var (
 	ofNode = map[string]string{
 		"NATS_URL": "nats://127.0.0.1:4222", "LISTEN": ":8090", "ADMIN_LISTEN": "127.0.0.1:8091", "NODE_ID": "", "NODE_URL": "", "PEER_LISTEN": ":8092", "PEER_URL": "",
 		"WEIGHT": "1", "ACCEPT_RATE": "500", "MOVE_DEADLINE": "20s", "DRAIN_TIMEOUT": "60s", "RESTART_GRACE": "0s", "SESSION_LIFETIME": "24h", "MAX_SESSIONS_PER_USER": "16", "DEVICE_POLICY": "replace", "SESSION_POLICY": "oldest",
+		"INBOX_PARTITIONS": "0", "INBOX_REPLICAS": "0", "IDEMPOTENCY_WINDOW": "2m",
 	}
 )
 

@@ -8,7 +8,12 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -22,11 +27,11 @@ type Options struct {
 	// Token that clients must present; empty lets everyone in, which the
 	// caller allows on loopback in development mode only.
 	Token string
-	// SyncAlways syncs the disk before a write is acknowledged: that survives a
-	// power cut. Without it an acknowledged write survives a killed process, and
-	// a power cut takes up to two minutes of them.
-	SyncAlways bool
-	Log        *slog.Logger
+	// SyncEvery is how often the disk is synced. What was acknowledged survives a
+	// killed process in any case; a power cut takes what was not synced, unless Sync
+	// was waited for. 0: NATS's own default, two minutes.
+	SyncEvery time.Duration
+	Log       *slog.Logger
 }
 
 // startTimeout is generous: a store of a million messages is read in a quarter
@@ -34,10 +39,94 @@ type Options struct {
 const startTimeout = 20 * time.Second
 
 // Server is a running embedded NATS server.
-type Server struct{ s *server.Server }
+//
+// A write that fails, since the disk is full for one, leaves a stream in an error
+// from which JetStream does not recover by itself: when the disk takes data again
+// the server is started anew, on the same address and store.
+type Server struct {
+	o    Options
+	log  *logger
+	ctx  context.Context
+	end  context.CancelFunc
+	done chan struct{}
+
+	mu sync.Mutex
+	s  *server.Server
+
+	syncer syncer
+}
 
 // Start starts a server and waits until it takes connections.
 func Start(ctx context.Context, o Options) (*Server, error) {
+	s := &Server{o: o, log: &logger{log: o.Log.With("component", "nats-server"), fatal: make(chan string, 1)}, done: make(chan struct{})}
+	s.syncer.dir = filepath.Clean(o.Dir)
+	var err error
+	if s.s, err = start(ctx, o, s.log); err != nil {
+		return nil, err
+	}
+	s.o.Listen = s.s.Addr().String()
+	s.ctx, s.end = context.WithCancel(context.WithoutCancel(ctx))
+	go s.mend()
+	return s, nil
+}
+
+// How often it is looked whether the disk takes data again, how much, and how long
+// a server runs at least before it is started anew.
+const (
+	mendLook  = time.Second
+	mendBytes = 1 << 20
+	mendAfter = 5 * time.Second
+)
+
+// mend starts the server anew when it has lost a write and the disk is well.
+func (s *Server) mend() {
+	defer close(s.done)
+	t := time.NewTicker(mendLook)
+	defer t.Stop()
+	for last := time.Now(); ; {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-t.C:
+		}
+		if !s.log.sick.Load() || time.Since(last) < mendAfter || s.tryDisk() != nil {
+			continue
+		}
+		last = time.Now()
+		s.o.Log.Warn("the embedded NATS has lost a write, and the disk takes data again: it is started anew", "event", "nats_mended")
+		s.log.sick.Store(false)
+		s.mu.Lock()
+		old := s.s
+		s.mu.Unlock()
+		old.Shutdown()
+		old.WaitForShutdown()
+		again, err := start(s.ctx, s.o, s.log)
+		if err != nil {
+			s.o.Log.Error("the embedded NATS does not start again; trying on", "event", "nats_unmended", "error", err)
+			s.log.sick.Store(true)
+			continue
+		}
+		s.mu.Lock()
+		s.s = again
+		s.mu.Unlock()
+	}
+}
+
+// tryDisk writes something into the store's directory, and takes it away again.
+func (s *Server) tryDisk() error {
+	f, err := os.CreateTemp(s.o.Dir, "try-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	if _, err := f.Write(make([]byte, mendBytes)); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+func start(ctx context.Context, o Options, log *logger) (*server.Server, error) {
 	host, port, err := net.SplitHostPort(o.Listen)
 	if err != nil {
 		return nil, fmt.Errorf("listen address of the embedded NATS: %w", err)
@@ -62,14 +151,13 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 		Authorization: o.Token,
 		JetStream:     true,
 		StoreDir:      o.Dir,
-		SyncAlways:    o.SyncAlways,
+		SyncInterval:  o.SyncEvery,
 		NoSigs:        true, // signals are the program's own business
 		// No monitoring, profiling, cluster, leaf, MQTT or WebSocket port.
 	})
 	if err != nil {
 		return nil, fmt.Errorf("embedded NATS: %w", err)
 	}
-	log := &logger{log: o.Log.With("component", "nats-server"), fatal: make(chan string, 1)}
 	s.SetLoggerV2(log, false, false, false)
 	go s.Start()
 	deadline := time.Now().Add(startTimeout)
@@ -92,18 +180,24 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 		s.Shutdown()
 		return nil, errors.New("embedded NATS: JetStream did not start, see the log")
 	}
-	return &Server{s}, nil
+	return s, nil
 }
 
 // Addr is the address on which it listens.
-func (s *Server) Addr() string { return s.s.Addr().String() }
+func (s *Server) Addr() string { return s.o.Listen }
 
 // InProcessConn connects without a socket; it makes Server an
 // nats.InProcessConnProvider.
-func (s *Server) InProcessConn() (net.Conn, error) { return s.s.InProcessConn() }
+func (s *Server) InProcessConn() (net.Conn, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.s.InProcessConn()
+}
 
 // Stop ends the server and waits until its store is closed.
 func (s *Server) Stop() {
+	s.end()
+	<-s.done
 	s.s.Shutdown()
 	s.s.WaitForShutdown()
 }
@@ -112,13 +206,20 @@ func (s *Server) Stop() {
 type logger struct {
 	log   *slog.Logger
 	fatal chan string
+	sick  atomic.Bool // a write failed for good
 }
 
 func (l *logger) Noticef(f string, v ...any) { l.log.Debug(fmt.Sprintf(f, v...)) }
 func (l *logger) Warnf(f string, v ...any)   { l.log.Warn(fmt.Sprintf(f, v...)) }
-func (l *logger) Errorf(f string, v ...any)  { l.log.Error(fmt.Sprintf(f, v...)) }
-func (l *logger) Debugf(f string, v ...any)  {}
-func (l *logger) Tracef(f string, v ...any)  {}
+func (l *logger) Errorf(f string, v ...any) {
+	msg := fmt.Sprintf(f, v...)
+	if strings.Contains(strings.ToLower(msg), "critical write error") { // nothing else tells
+		l.sick.Store(true)
+	}
+	l.log.Error(msg)
+}
+func (l *logger) Debugf(f string, v ...any) {}
+func (l *logger) Tracef(f string, v ...any) {}
 
 // Fatalf must not end the process: it is a library's call.
 func (l *logger) Fatalf(f string, v ...any) {

@@ -27,7 +27,16 @@ type Call struct {
 	Forwarded bool
 	Have      []string // with Forwarded: sessions that have got it, over a newer connection
 	Body      []byte
-	Done      func(*Call) // must not block
+	// Durable: the message is to be stored, by Key (the service's, or none), and is
+	// of use for TTL (0: always).
+	Durable bool
+	Key     string
+	TTL     time.Duration
+	// Stored, with Forwarded: it is stored already; Meta and Pos are the store's.
+	Stored bool
+	Pos    uint64
+	Meta   string
+	Done   func(*Call) // must not block
 
 	sentAt time.Time // the link's own
 
@@ -41,8 +50,9 @@ const (
 	dialTimeout = time.Second
 	// gateTimeout is how long a node may take until it says that it got a batch.
 	gateTimeout = 1500 * time.Millisecond
-	// lateTimeout is how long, after that, it may take for each further answer.
-	lateTimeout = 3 * time.Second
+	// lateTimeout is how long, after that, it may take for each further answer:
+	// longer than a node waits for a newer ring and then for the store.
+	lateTimeout = 4 * time.Second
 	// A link whose last batch had some calls, but not many, collects the next one
 	// for hold longer: what a batch costs, for waking both processes, is then
 	// worth more than the wait.
@@ -207,6 +217,12 @@ func (l *Link) sendLocked() {
 		if c.Forwarded {
 			flags |= flagForwarded
 		}
+		if c.Durable {
+			flags |= flagDurable
+		}
+		if c.Stored {
+			flags |= flagStored
+		}
 		b = append(b, byte(c.Op), flags)
 		b = appendBytes(b, c.User)
 		b = appendBytes(b, c.Device)
@@ -217,6 +233,14 @@ func (l *Link) sendLocked() {
 			for _, id := range c.Have {
 				b = appendBytes(b, id)
 			}
+		}
+		if c.Durable {
+			b = appendBytes(b, c.Key)
+			b = binary.AppendUvarint(b, uint64(c.TTL.Milliseconds()))
+		}
+		if c.Stored {
+			b = binary.AppendUvarint(b, c.Pos)
+			b = appendBytes(b, c.Meta)
 		}
 	}
 	if n == len(l.pending) {
@@ -281,7 +305,7 @@ func (l *Link) replies(conn net.Conn, body []byte) error {
 	busy := l.last >= someCalls && l.last < manyCalls
 	for range n {
 		id := r.uvarint()
-		rep := Reply{Status: Status(r.byte()), Delivered: int(r.uvarint()), Body: r.bytes()}
+		rep := Reply{Status: Status(r.byte()), Delivered: int(r.uvarint()), Seq: r.uvarint(), Body: r.bytes()}
 		c := l.sent[id]
 		if !r.bad && c == nil && id > 0 && id <= l.lastID {
 			continue // it came too late

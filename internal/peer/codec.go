@@ -53,12 +53,14 @@ type Op byte
 const (
 	OpPush      Op = iota + 1 // Body to User's sessions, to those of Device if it is set
 	OpBroadcast               // Body to every session
-	OpSessions                // of User: JSON, a list of wire.Session
+	OpSessions                // of User: JSON, a User
 	OpKick                    // end sessions of User; Body is a JSON Kick
 	OpPresence                // Body is a JSON list of users; JSON, sessions by user
 	OpDrain                   // leave the ring and end
 	OpRing                    // Body is a ring document that the node may not have
 	OpPlan                    // Body is a JSON map of weights by node; JSON, own sessions by the node they would go to
+	OpAcked                   // of User: Body is a JSON Acked; Delivered is how many sessions have acknowledged
+	OpLook                    // look for messages of User in the store that another node appended
 )
 
 // Kick says which sessions of a user are to end, and with which close code. All
@@ -67,6 +69,19 @@ type Kick struct {
 	Device  string `json:"device,omitempty"`
 	Session string `json:"session,omitempty"`
 	Code    int    `json:"code"`
+}
+
+// User is the answer to OpSessions.
+type User struct {
+	Sessions []wire.Session `json:"sessions"`
+	Head     uint64         `json:"head"` // of the newest stored message; only the owner knows
+}
+
+// Acked asks how many sessions have acknowledged a stored message; the answer
+// comes when one has, or after some time.
+type Acked struct {
+	Seq    uint64 `json:"seq"`
+	WaitMS int64  `json:"wait_ms"`
 }
 
 // Status of a reply.
@@ -78,12 +93,17 @@ const (
 	StatusUnreached          // nobody had it: the user is moving, and the former owner cannot be reached
 	StatusUnsure             // perhaps nobody had it: as above, and it did not answer
 	StatusBad                // the call is not one that the node understands or may carry out
+	StatusDuplicate          // stored before, by the same key; Body is the id of that message
+	StatusKeyReused          // the key was used for another message
+	StatusStore              // the store did not take the message; Body says why
 )
 
 // Flags.
 const (
 	flagJSON      = 1 // of a call: the body is JSON
 	flagForwarded = 2 // of a call: it comes from the user's owner, for the sessions that have not moved yet
+	flagDurable   = 4 // of a call: the message is to be stored
+	flagStored    = 8 // of a call: the message was stored by the user's owner
 	flagFirst     = 1 // of replies: the next batch may come
 )
 
@@ -91,6 +111,7 @@ const (
 type Reply struct {
 	Status    Status
 	Delivered int
+	Seq       uint64 // of a stored message
 	Body      []byte // what the op says; of a forwarded push, a JSON list of the sessions it was written to
 }
 

@@ -3,6 +3,7 @@ package peer
 import (
 	"bufio"
 	"encoding/binary"
+	"math"
 	"net"
 	"net/http"
 	"strings"
@@ -18,6 +19,9 @@ import (
 // holds up nobody else.
 const firstReplies = 5 * time.Millisecond
 
+// maxMillis is the longest time in milliseconds that a time.Duration holds.
+const maxMillis = uint64(math.MaxInt64 / time.Millisecond)
+
 // In is a call as the node gets it. Its slices point into the frame and may be
 // kept.
 type In struct {
@@ -27,6 +31,12 @@ type In struct {
 	User, Device, ID []byte
 	Body             []byte
 	Have             []string // with Forwarded: sessions that have got it, over a newer connection
+	Durable          bool     // to be stored, by Key, for TTL
+	Key              []byte
+	TTL              time.Duration
+	Stored           bool // by the owner, with Meta at Pos
+	Pos              uint64
+	Meta             []byte
 
 	batch *Batch
 	id    uint64
@@ -172,11 +182,19 @@ func (v *serving) decode(body []byte) (*Batch, bool) {
 		in.batch, in.id, in.Op = b, r.uvarint(), Op(r.byte())
 		flags := r.byte()
 		in.JSON, in.Forwarded = flags&flagJSON != 0, flags&flagForwarded != 0
+		in.Durable, in.Stored = flags&flagDurable != 0, flags&flagStored != 0
 		in.User, in.Device, in.ID, in.Body = r.bytes(), r.bytes(), r.bytes(), r.bytes()
 		if in.Forwarded {
 			for k := r.uvarint(); k > 0 && !r.bad; k-- {
 				in.Have = append(in.Have, string(r.bytes()))
 			}
+		}
+		if in.Durable {
+			in.Key = r.bytes()
+			in.TTL = time.Duration(min(r.uvarint(), maxMillis)) * time.Millisecond
+		}
+		if in.Stored {
+			in.Pos, in.Meta = r.uvarint(), r.bytes()
 		}
 	}
 	return b, !r.bad
@@ -190,6 +208,7 @@ func (b *Batch) reply(id uint64, r Reply) {
 	b.buf = binary.AppendUvarint(b.buf, id)
 	b.buf = append(b.buf, byte(r.Status))
 	b.buf = binary.AppendUvarint(b.buf, uint64(r.Delivered))
+	b.buf = binary.AppendUvarint(b.buf, r.Seq)
 	b.buf = appendBytes(b.buf, r.Body)
 	b.n++
 	b.left--

@@ -65,6 +65,31 @@ type Frame struct {
 	To     json.RawMessage `json:"to,omitempty"`
 }
 
+// Skip says that no stored message up to To will come.
+type Skip struct {
+	Type   string `json:"type"`
+	To     uint64 `json:"to"`
+	Reason string `json:"reason"`
+}
+
+// Reasons of a Skip.
+const (
+	SkipExpired = "expired" // their own time was over
+	SkipLimit   = "limit"   // they are not kept any more
+)
+
+// Ack, from a client: every stored message up to Cursor was handled.
+type Ack struct {
+	Type   string `json:"type"`
+	Cursor string `json:"cursor"`
+}
+
+// Resume asks for a replay of what follows Since.
+type Resume struct {
+	Type  string `json:"type"`
+	Since string `json:"since"`
+}
+
 // Resumed answers a resume.
 type Resumed struct {
 	Type  string `json:"type"`
@@ -123,14 +148,20 @@ func CheckRef(ref json.RawMessage) error {
 	return nil
 }
 
-// AppendMessage appends the frame of an ephemeral message to b. The stamp is the
-// time as Stamp writes it. data goes in as it is when it is JSON, else as
-// base64; nothing is re-encoded.
-func AppendMessage[S ~string | ~[]byte](b []byte, id S, stamp string, data []byte, isJSON bool) []byte {
+// AppendMessage appends the frame of a message to b. The stamp is the time as
+// Stamp writes it; seq is 0 if the message is not stored. data goes in as it is
+// when it is JSON, else as base64; nothing is re-encoded.
+func AppendMessage[S ~string | ~[]byte](b []byte, id S, stamp string, seq uint64, cursor string, data []byte, isJSON bool) []byte {
 	b = append(b, `{"type":"message","id":"`...)
 	b = append(b, id...)
 	b = append(b, `","time":"`...)
 	b = append(b, stamp...)
+	if seq > 0 {
+		b = append(b, `","seq":`...)
+		b = strconv.AppendUint(b, seq, 10)
+		b = append(b, `,"cursor":"`...)
+		b = append(b, cursor...)
+	}
 	if isJSON {
 		b = append(b, `","data":`...)
 		b = append(b, data...)

@@ -1,0 +1,388 @@
+package wsnode
+
+import (
+	"context"
+	"errors"
+	"math"
+	"time"
+
+	"github.com/dialring/dialring/internal/inbox"
+	"github.com/dialring/dialring/internal/wire"
+)
+
+// A session and its user's log:
+//
+//	              store away at the dial
+//	opening ------------------------------> unresolved
+//	   | welcome says from where it goes on     | the store is back
+//	   v                                        v
+//	 live <--has all up to the head-------- catching up <-----+
+//	   |                                                      |
+//	   +--a message is missing, or the client asks to resume--+
+//
+// While it is live each message is written to it as it is stored. While it is
+// catching up a goroutine reads the store and writes what is behind its place, as
+// fast as the client takes it; what is stored meanwhile it finds there. It turns
+// live with the log locked, so nothing is missed and nothing comes twice.
+
+const (
+	// readsAtOnce is how many sessions of a node read the store at the same time.
+	readsAtOnce = 64
+	// attachTimeout is how long a dial waits for the store.
+	attachTimeout = 2 * time.Second
+	// catchPause is between two tries to read the store.
+	catchPause = 100 * time.Millisecond
+	// maxResumes is how many resumes of a client may wait.
+	maxResumes = 16
+)
+
+// place is where a session is in its user's log. Guarded by the log.
+type place struct {
+	attached   bool         // welcome was made
+	at         inbox.Cursor // written up to here
+	acked      inbox.Cursor
+	live       bool
+	catching   bool          // a goroutine catches up, or will as soon as the session has opened
+	unresolved bool          // at is not known
+	first      []inbox.Entry // what follows at, if it was read already
+	resumes    []string      // cursors of the client's resumes that wait
+}
+
+// attach finds the session's place in the log, for welcome. When the store does
+// not answer the session goes on without one and finds it later.
+func (n *Node) attach(ctx context.Context, s *session, w *wire.Welcome) {
+	var at resolved
+	err := errStoreDown
+	if !n.stored.health.down.Load() {
+		ctx, cancel := context.WithTimeout(ctx, attachTimeout)
+		defer cancel()
+		at, err = n.resolve(ctx, s)
+	}
+	n.stored.positions.Open(s.user, s.device, at.rev, err == nil)
+	s.log.With(func(now inbox.Cursor) {
+		s.attached = true
+		if err != nil {
+			s.unresolved, s.catching = true, true
+			w.Since = s.since
+			return
+		}
+		s.at, s.first, s.acked = at.From, at.First, at.acked
+		s.live = same(s.at, now)
+		s.catching = !s.live
+		w.Since, w.Head, w.Pending, w.Gap = at.From.String(), at.head.Seq, at.Pending, at.Gap
+	})
+	if err != nil {
+		n.log.Warn("the store does not say from where a session goes on; it gets what is stored when the store is back", "event", "unresolved", "session", s.id, "error", err)
+	}
+}
+
+var errStoreDown = errors.New("the store is down")
+
+// same tells whether two cursors are one place.
+func same(a, b inbox.Cursor) bool { return a.Seq == b.Seq && a.Tag == b.Tag }
+
+// resolved is from where a session goes on.
+type resolved struct {
+	inbox.Start
+	head  inbox.Cursor
+	acked inbox.Cursor // of the device, if it is of this log
+	rev   uint64       // of what the store has of that
+}
+
+// resolve asks the store from where a session goes on: after the cursor that it
+// asked for, else after what its device has acknowledged, else from now.
+func (n *Node) resolve(ctx context.Context, s *session) (r resolved, err error) {
+	type position struct {
+		c   inbox.Cursor
+		rev uint64
+		err error
+	}
+	read := make(chan position, 1)
+	go func() {
+		c, rev, err := n.stored.store.Position(ctx, s.user, s.device)
+		read <- position{c, rev, err}
+	}()
+	err = s.log.Fresh(ctx)
+	p := <-read
+	if err != nil {
+		return r, err
+	}
+	if p.err != nil && !errors.Is(p.err, inbox.ErrNone) {
+		return r, p.err
+	}
+	s.log.With(func(now inbox.Cursor) { r.head = now })
+	since := r.head
+	switch {
+	case s.since != "":
+		since = cursorOf(s.since)
+	case p.err == nil:
+		since = p.c
+	}
+	r.rev = p.rev
+	if r.Start, err = n.find(ctx, s.log, since, r.head); err == nil && p.err == nil && p.c.Seq <= r.From.Seq {
+		r.acked = p.c
+	}
+	return r, err
+}
+
+// cursorOf reads a client's cursor; one that was never given out is of no log.
+func cursorOf(since string) inbox.Cursor {
+	c, err := inbox.ParseCursor(since)
+	if err != nil {
+		return inbox.Cursor{Seq: math.MaxUint64}
+	}
+	return c
+}
+
+// find is inbox.Find, within the bound for reads, and again while a replica of
+// the store is behind.
+func (n *Node) find(ctx context.Context, l *inbox.Log, since, head inbox.Cursor) (inbox.Start, error) {
+	select {
+	case n.stored.reads <- struct{}{}:
+		defer func() { <-n.stored.reads }()
+	case <-ctx.Done():
+		return inbox.Start{}, ctx.Err()
+	}
+	for {
+		st, err := inbox.Find(ctx, n.stored.store, l.User, since, head, time.Now())
+		if !errors.Is(err, inbox.ErrBehind) {
+			return st, err
+		}
+		select {
+		case <-time.After(catchPause / 2):
+		case <-ctx.Done():
+			return st, err
+		}
+	}
+}
+
+// detach lets go of the log when the session has ended.
+func (s *session) detach() {
+	attached := false
+	s.log.With(func(inbox.Cursor) {
+		attached, s.attached = s.attached, false
+		s.live, s.first, s.resumes = false, nil, nil
+	})
+	if attached {
+		s.node.stored.positions.Close(s.user, s.device)
+	}
+	s.log.Release()
+}
+
+// storedLocked writes a message that was just stored, if the session has all
+// before it; otherwise it will catch up. p, if there is one, is told whether it
+// was written. The log is locked.
+func (s *session) storedLocked(e *inbox.Entry, frame []byte, p *push) {
+	switch {
+	case s.live && e.Seq == s.at.Seq+1:
+		s.at = e.Cursor
+		s.send(outgoing{frame: frame, push: p})
+		return
+	case s.attached && !s.unresolved && e.Seq <= s.at.Seq:
+		if p != nil {
+			p.wrote(true)
+		}
+		return
+	case s.live:
+		s.catchUpLocked()
+	}
+	if p != nil {
+		p.wrote(false)
+	}
+}
+
+// catchUpLocked has a live session read the store. The log is locked.
+func (s *session) catchUpLocked() {
+	if s.live {
+		s.live, s.catching = false, true
+		s.node.tasks.Go(s.catchUp)
+	}
+}
+
+// resume answers a client's resume.
+func (s *session) resume(since string) {
+	tooMany := false
+	s.log.With(func(inbox.Cursor) {
+		if tooMany = len(s.resumes) == maxResumes; !tooMany && s.attached {
+			s.resumes = append(s.resumes, since)
+			s.catchUpLocked()
+		}
+	})
+	if tooMany {
+		s.close(wire.CloseRateLimit, "too many resumes wait for an answer")
+	}
+}
+
+// catchUp brings the session up to the head of the log and turns it live. It ends
+// early when the session does.
+func (s *session) catchUp() {
+	s.node.metrics.catchUps.Inc()
+	var answer *wire.Resumed // to a resume whose replay is under way
+	for s.isOpen() {
+		var head, at inbox.Cursor
+		var first []inbox.Entry
+		var resume string
+		unresolved, done := false, false
+		s.log.With(func(now inbox.Cursor) {
+			head, at, unresolved = now, s.at, s.unresolved
+			first, s.first = s.first, nil
+			switch {
+			case !s.attached:
+				done = true
+			case unresolved:
+			case same(at, head) && answer != nil:
+			case len(s.resumes) > 0 && answer == nil:
+				resume, s.resumes = s.resumes[0], s.resumes[1:]
+			case same(at, head):
+				s.live, s.catching, done = true, false, true
+			}
+		})
+		switch {
+		case done:
+			return
+		case unresolved:
+			s.resolveLate()
+		case same(at, head) && answer != nil:
+			answer.Head = head.Seq
+			s.reply(answer)
+			answer = nil
+		case resume != "":
+			answer = s.rewind(resume, head)
+		case len(first) > 0:
+			s.replay(at, first)
+		default:
+			s.goOn(at, head)
+		}
+	}
+}
+
+// resolveLate does what attach could not.
+func (s *session) resolveLate() {
+	ctx, cancel := context.WithTimeout(s.node.ctx, attachTimeout)
+	defer cancel()
+	r, err := s.node.resolve(ctx, s)
+	if err != nil {
+		s.pause()
+		return
+	}
+	s.log.With(func(inbox.Cursor) {
+		s.unresolved, s.at, s.first, s.acked = false, r.From, r.First, r.acked
+	})
+	if r.Gap { // welcome could not say so
+		s.reply(wire.Resumed{Type: wire.TypeResumed, Since: r.From.String(), Head: r.head.Seq, Gap: true})
+	}
+}
+
+// rewind sets the session back to where a resume wants it, and returns the answer
+// for when it has come to the head again. A cursor that is not of this log is
+// answered at once, so that the client forgets what it has before all that is
+// kept follows.
+func (s *session) rewind(since string, head inbox.Cursor) *wire.Resumed {
+	ctx, cancel := context.WithTimeout(s.node.ctx, attachTimeout)
+	defer cancel()
+	c := cursorOf(since)
+	st, err := s.node.find(ctx, s.log, c, head)
+	if err != nil {
+		s.log.With(func(inbox.Cursor) { s.resumes = append([]string{since}, s.resumes...) })
+		s.pause()
+		return nil
+	}
+	answer := &wire.Resumed{Type: wire.TypeResumed, Since: st.From.String(), Head: head.Seq, Gap: st.Gap}
+	s.log.With(func(inbox.Cursor) { s.at, s.first = st.From, st.First })
+	switch {
+	case st.Gap && st.From.Seq >= c.Seq: // a part of what it wants is not kept any more
+		s.skip(st.From.Seq, wire.SkipLimit)
+	case st.Gap:
+		s.reply(answer)
+		return nil
+	}
+	return answer
+}
+
+// goOn reads the store from the session's place on, and writes what it finds.
+func (s *session) goOn(at, head inbox.Cursor) {
+	ctx, cancel := context.WithTimeout(s.node.ctx, attachTimeout)
+	defer cancel()
+	st, err := s.node.find(ctx, s.log, at, head)
+	switch {
+	case err != nil:
+		s.pause()
+		return
+	case st.Gap && st.From.Seq < at.Seq:
+		s.close(wire.CloseMoved, "the store lost messages: resume by the cursor")
+		return
+	case st.Gap: // the limits were faster than the client
+		s.skip(st.From.Seq, wire.SkipLimit)
+		s.log.With(func(inbox.Cursor) { s.at = st.From })
+	}
+	s.replay(st.From, st.First)
+}
+
+// replay writes messages that follow the session's place, as fast as the client
+// takes them.
+func (s *session) replay(at inbox.Cursor, l []inbox.Entry) {
+	now := time.Now()
+	expired := uint64(0)
+	for i := range l {
+		e := &l[i]
+		if e.Seq != at.Seq+1 || e.Prev != at.Tag {
+			break // somewhere between the limits took some: goOn says so
+		}
+		if at = e.Cursor; e.Expired(now) {
+			expired = e.Seq
+			continue
+		}
+		if expired > 0 {
+			s.skip(expired, wire.SkipExpired)
+			expired = 0
+		}
+		if !s.sendWaiting(storedFrame(e)) {
+			return
+		}
+	}
+	if expired > 0 {
+		s.skip(expired, wire.SkipExpired)
+	}
+	s.log.With(func(inbox.Cursor) { s.at = at })
+}
+
+func (s *session) skip(to uint64, reason string) {
+	s.reply(wire.Skip{Type: wire.TypeSkip, To: to, Reason: reason})
+}
+
+// sendWaiting queues a frame once there is room; false if the session ends.
+func (s *session) sendWaiting(frame []byte) bool {
+	for {
+		s.mu.Lock()
+		switch {
+		case s.closing:
+			s.mu.Unlock()
+			return false
+		case s.queued == 0 || s.queued+len(frame) <= s.node.cfg.SessionQueueBytes/2: // the other half is for what comes meanwhile
+			s.mu.Unlock()
+			s.send(outgoing{frame: frame})
+			return true
+		}
+		if s.room == nil {
+			s.room = make(chan struct{})
+		}
+		room := s.room
+		s.mu.Unlock()
+		<-room
+	}
+}
+
+// isOpen tells whether the session goes on.
+func (s *session) isOpen() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.closing
+}
+
+// pause waits a little before the store is asked again.
+func (s *session) pause() {
+	select {
+	case <-time.After(catchPause):
+	case <-s.node.ctx.Done():
+	}
+}

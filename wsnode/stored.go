@@ -1,0 +1,291 @@
+package wsnode
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lxzan/gws"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/dialring/dialring/internal/inbox"
+	"github.com/dialring/dialring/internal/peer"
+	"github.com/dialring/dialring/internal/ring"
+	"github.com/dialring/dialring/internal/wire"
+)
+
+// A push that is stored, at the user's owner:
+//
+//	caller        owner                      store
+//	  | push        |                          |
+//	  |------------>|  its turn in the user's log (inbox.Log)
+//	  |             |------- append ---------->|
+//	  |             |<------ it is kept -------|
+//	  |             | to the sessions that have all before it; others are
+//	  |             | catching up from the store, and meet it there (resume.go)
+//	  |             |------- stored ----------------> former owner, while users move
+//	  |<------------| seq, delivered
+//
+// An append that ends after the ring took the user away tells the new owner to look.
+
+const (
+	// storeTimeout is how long a push may wait for the store. Callers wait longer.
+	storeTimeout = 2 * time.Second
+	// maxStoring bounds the bytes of pushes that wait for the store.
+	maxStoring = 64 << 20
+	// lookAgainAfter is when a node looks once more at the log of a user whom the
+	// ring gave it: an append of the former owner may have been on its way.
+	lookAgainAfter = 5 * time.Second
+	looksAtOnce    = 16
+)
+
+// stored is what a node has of the inbox.
+type stored struct {
+	store     inbox.Store
+	logs      inbox.Logs
+	positions inbox.Positions
+	storing   atomic.Int64  // bytes
+	reads     chan struct{} // a token for each session that may read the store at the same time
+	health    storeHealth
+
+	mu     sync.Mutex
+	ring   *ring.Ring // the newest, and the one before it
+	before *ring.Ring
+	since  time.Time            // when the newest came
+	looks  map[string]time.Time // users to look at once more, and when
+}
+
+func newStored(n *Node, store inbox.Store, age time.Duration, log *slog.Logger) *stored {
+	d := &stored{store: store, reads: make(chan struct{}, readsAtOnce), looks: map[string]time.Time{}}
+	d.logs = inbox.Logs{Store: store, Age: age, Log: log, Owner: n.ownerOfLog, Deliver: n.deliverStored, Behind: n.logBehind, Lost: n.logLost,
+		Late: n.tellOwner, Taken: d.taken, Noted: d.positions.NoteHead}
+	d.positions.Store, d.positions.Log, d.positions.Head, d.positions.HeadsAfter = store, log, d.logs.Head, min(age/4, 10*time.Minute)
+	d.health = storeHealth{store: store, log: log, look: make(chan struct{}, 1)}
+	return d
+}
+
+// ownerOfLog tells whether this node owns a user, and by which ring.
+func (n *Node) ownerOfLog(user string) (any, bool) {
+	cur := n.rings.Current()
+	u, _ := n.hub.find([]byte(user))
+	return cur, n.owns(u, []byte(user), cur)
+}
+
+// pushStored stores a push, writes it to the user's sessions, and answers.
+func (n *Node) pushStored(in *peer.In) {
+	if n.stored.health.down.Load() {
+		in.Reply(storeReply(errors.New("the store has not taken anything for a while")))
+		return
+	}
+	size := int64(len(in.Body))
+	if n.stored.storing.Add(size) > maxStoring {
+		n.stored.storing.Add(-size)
+		in.Reply(storeReply(errors.New("too much waits for the store")))
+		return
+	}
+	answer := func(r peer.Reply) {
+		n.stored.storing.Add(-size)
+		in.Reply(r)
+	}
+	user, id := string(in.User), string(in.ID)
+	n.stored.logs.Append(user, &inbox.Push{ID: id, Key: inbox.Key(user, string(in.Key), id), JSON: in.JSON, Body: in.Body, TTL: in.TTL,
+		Deadline: time.Now().Add(storeTimeout), Context: &storing{in, answer},
+		Repeat: func(l *inbox.Log, first *inbox.Entry) {
+			r := peer.Reply{Status: peer.StatusDuplicate}
+			if first != nil {
+				r.Seq, r.Body = first.Seq, []byte(first.ID)
+				l.With(func(inbox.Cursor) { r.Delivered = n.haveWritten(user, first.Seq) })
+			}
+			answer(r)
+		},
+		Fail: func(err error) {
+			switch {
+			case errors.Is(err, inbox.ErrNotOwner):
+				n.metrics.misdirected.Inc()
+				answer(peer.Reply{Status: peer.StatusMisdirected})
+			case errors.Is(err, inbox.ErrKeyReused):
+				answer(peer.Reply{Status: peer.StatusKeyReused})
+			default:
+				n.metrics.unstored.Inc()
+				n.stored.health.suspect()
+				answer(storeReply(err))
+			}
+		}})
+}
+
+func storeReply(err error) peer.Reply {
+	return peer.Reply{Status: peer.StatusStore, Body: []byte(strings.ReplaceAll(err.Error(), "\n", ": "))}
+}
+
+// storing is the context of a push that this node appends.
+type storing struct {
+	in     *peer.In
+	answer func(peer.Reply)
+}
+
+// deliverStored writes a message that was just stored to the user's sessions.
+// The log is locked.
+func (n *Node) deliverStored(l *inbox.Log, e *inbox.Entry, p *inbox.Push) {
+	n.metrics.storedPushes.Inc()
+	c := p.Context.(*storing)
+	frame := storedFrame(e)
+	if cur := n.rings.Current(); !cur.Settled() {
+		if former := cur.Former(l.User); len(former) > 0 {
+			n.storedBoth(c, l, e, frame, cur, former)
+			return
+		}
+	}
+	_, sessions := n.hub.find([]byte(l.User))
+	out := &push{answer: func(delivered int) { c.answer(peer.Reply{Delivered: delivered, Seq: e.Seq}) }}
+	out.left.Store(int32(len(sessions) + 1)) // and this loop itself
+	for _, s := range sessions {
+		if s.old.Load() { // counted by the connection that follows it
+			s.storedLocked(e, frame, nil)
+			out.wrote(false)
+			continue
+		}
+		s.storedLocked(e, frame, out)
+	}
+	out.wrote(false)
+}
+
+// haveWritten counts the user's sessions here that a stored message was written
+// to. The log is locked.
+func (n *Node) haveWritten(user string, seq uint64) int {
+	k := 0
+	_, sessions := n.hub.find([]byte(user))
+	for _, s := range sessions {
+		if s.attached && !s.old.Load() && s.at.Seq >= seq {
+			k++
+		}
+	}
+	return k
+}
+
+// storedFrame is the frame of a stored message.
+func storedFrame(e *inbox.Entry) []byte {
+	b := make([]byte, maxHeader, maxHeader+len(e.Body)*4/3+256)
+	return headed(gws.OpcodeText, wire.AppendMessage(b, e.ID, wire.Stamp(e.Time), e.Seq, e.Cursor.String(), e.Body, e.JSON))
+}
+
+// storedHere carries out what the owner stored and handed on: to the sessions
+// that are still here, and no further.
+func (n *Node) storedHere(in *peer.In) {
+	e, err := inbox.ParseMeta(string(in.Meta), in.Pos, in.Body)
+	if err != nil {
+		in.Reply(peer.Reply{Status: peer.StatusBad})
+		return
+	}
+	l := n.stored.logs.Get(string(in.User))
+	defer l.Release()
+	l.Told(&e, func() {
+		frame := storedFrame(&e)
+		n.pushSessions(in, func(s *session, p *push) { s.storedLocked(&e, frame, p) })
+	})
+}
+
+// logBehind has sessions catch up with what another node appended. The log is locked.
+func (n *Node) logBehind(l *inbox.Log) {
+	_, sessions := n.hub.find([]byte(l.User))
+	for _, s := range sessions {
+		s.catchUpLocked()
+	}
+}
+
+// logLost ends the sessions of a log whose store lost data: their clients come
+// back with their cursors, and their welcome tells them. The log is locked.
+func (n *Node) logLost(l *inbox.Log) {
+	_, sessions := n.hub.find([]byte(l.User))
+	for _, s := range sessions {
+		s.close(wire.CloseMoved, "the store lost messages: resume by the cursor")
+	}
+}
+
+// tellOwner has the owner of a user look for a message that this node appended.
+func (n *Node) tellOwner(user string) {
+	cur := n.rings.Current()
+	o, ok := cur.Owner(user)
+	if !ok || o.ID == n.cfg.NodeID {
+		return
+	}
+	n.peers.Get(o.ID, o.Boot, o.PeerURL).Do(&peer.Call{Op: peer.OpLook, Ring: cur.Ref(), User: user, Done: func(c *peer.Call) {
+		if c.Err != nil { // it looks by itself a little later
+			n.log.Info("the new owner of a user could not be told of a message that came late", "event", "late_append", "node", o.ID, "error", c.Err)
+		}
+	}})
+}
+
+// look carries out an OpLook.
+func (n *Node) look(user string) error {
+	ctx, cancel := context.WithTimeout(n.ctx, storeTimeout)
+	defer cancel()
+	l := n.stored.logs.Get(user)
+	defer l.Release()
+	return l.Look(ctx)
+}
+
+// turned takes note of a new ring.
+func (d *stored) turned(cur *ring.Ring) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ring != cur {
+		d.ring, d.before, d.since = cur, d.ring, time.Now()
+	}
+}
+
+// taken notes that a log was read by a ring for the first time. If the ring is
+// young, and gave this node the user, it is looked at once more later.
+func (d *stored) taken(user string, by any) {
+	cur, _ := by.(*ring.Ring)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if cur == nil || cur != d.ring || d.before == nil || time.Since(d.since) > lookAgainAfter {
+		return
+	}
+	was, ok := d.before.Owner(user)
+	if now, in := cur.Owner(user); ok && in && was.ID == now.ID && was.Boot == now.Boot {
+		return
+	}
+	d.looks[user] = d.since.Add(lookAgainAfter)
+}
+
+// lookAgain looks at the logs that taken noted, until ctx ends.
+func (n *Node) lookAgain(ctx context.Context) {
+	t := time.NewTicker(time.Second)
+	defer t.Stop()
+	for {
+		var now time.Time
+		select {
+		case <-ctx.Done():
+			return
+		case now = <-t.C:
+		}
+		d := n.stored
+		d.mu.Lock()
+		var due []string
+		for user, at := range d.looks {
+			if now.After(at) {
+				due = append(due, user)
+				delete(d.looks, user)
+			}
+		}
+		d.mu.Unlock()
+		var g errgroup.Group
+		g.SetLimit(looksAtOnce)
+		for _, user := range due {
+			g.Go(func() error {
+				if err := n.look(user); err != nil && ctx.Err() == nil {
+					d.mu.Lock()
+					d.looks[user] = time.Now().Add(time.Second)
+					d.mu.Unlock()
+				}
+				return nil
+			})
+		}
+		_ = g.Wait() // the errors are handled above
+	}
+}
