@@ -31,8 +31,15 @@ type Config struct {
 	// the same over restarts of the app; empty: a random one for this Client.
 	Device string
 
-	// OnMessage gets each message, one after the other, in the order in which
-	// they came, each once. It may block: messages then wait, up to QueueSize,
+	// Since is the cursor of a message (Message.Cursor) after which to go on when
+	// Run starts; "0": from the oldest that is kept. Empty: after what this device
+	// has acknowledged, or, for a device that never did, from now.
+	Since string
+
+	// OnMessage gets each message, one after the other: stored ones in the order of
+	// Seq, each once, also over reconnects and moves. When it returns the message
+	// is acknowledged; a process that ends before gets it again when it comes back,
+	// and may get again what it handled in its last second. It may block: messages then wait, up to QueueSize,
 	// after that the connection is not read, and the node closes it in the end
 	// as too slow. ctx ends with the Run that it belongs to.
 	OnMessage func(ctx context.Context, m Message)
@@ -53,6 +60,8 @@ type Message struct {
 	Time time.Time // when the node took it, by the node's clock
 	From string    // the user who sent it, if a user did
 	Seq  uint64    // counts the user's stored messages; 0: this one is not stored
+	// Cursor names the place behind a stored message, for Config.Since.
+	Cursor string
 	// Data is the payload as it was pushed, byte for byte: JSON if JSON is set.
 	Data []byte
 	JSON bool
@@ -97,6 +106,11 @@ type Event struct {
 	Node    string        // that owns the user, once it is known
 	Session string        // when Connected
 	Wait    time.Duration // when Waiting: for how long
+	// Pending is, when Connected, how many stored messages are about to come.
+	Pending uint64
+	// Gap, when Connected: stored messages were lost to a limit of the cluster, or
+	// with its store. What is kept comes; what the application shows may be old.
+	Gap bool
 	// Err is why the Client is not connected any more; nil at first. It may wrap
 	// a *CloseError or an *APIError.
 	Err error
@@ -114,8 +128,12 @@ type Client struct {
 	failed   map[string]time.Time // nodes that could not be reached, and when
 	refusals int                  // of the token, in a row
 
+	place inboxPlace
+	acks  acker
+
 	// Run's own.
 	seen    seen
+	dropped []string // ids of stored messages that were received and not handled
 	attempt int
 	retry   wire.Retry
 }
@@ -143,13 +161,20 @@ func New(cfg Config) (*Client, error) {
 	if err := wire.CheckDevice(cfg.Device); err != nil {
 		return nil, fmt.Errorf("dialring: Config.Device: %w", err)
 	}
+	if cfg.Since != "" {
+		if err := wire.CheckCursor(cfg.Since); err != nil {
+			return nil, fmt.Errorf("dialring: Config.Since: %w", err)
+		}
+	}
 	if cfg.QueueSize <= 0 {
 		cfg.QueueSize = 256
 	}
 	if cfg.HTTP == nil {
 		cfg.HTTP = &http.Client{Timeout: 10 * time.Second}
 	}
-	return &Client{cfg: cfg, recheck: recheckAfter, failed: map[string]time.Time{}, retry: wire.DefaultRetry}, nil
+	c := &Client{cfg: cfg, recheck: recheckAfter, failed: map[string]time.Time{}, retry: wire.DefaultRetry}
+	c.place.since = cfg.Since
+	return c, nil
 }
 
 // StaticToken is a Config.Token that always returns the same token.
@@ -194,8 +219,8 @@ func (c *Client) tell(e Event) {
 // Run connects, receives, and reconnects until ctx ends; then it closes the
 // connection and returns nil. It returns a *StoppedError if the server says not
 // to come back: the token is refused, the session was kicked or replaced.
-// Messages that were received are handled before it returns. No goroutine is
-// left.
+// Ephemeral messages that were received are handled before it returns; stored ones
+// that were not come again. No goroutine is left.
 func (c *Client) Run(ctx context.Context) error {
 	c.mu.Lock()
 	if c.running {
@@ -210,19 +235,48 @@ func (c *Client) Run(ctx context.Context) error {
 		c.mu.Unlock()
 	}()
 
-	queue := make(chan Message, c.cfg.QueueSize)
+	queue := make(chan queued, c.cfg.QueueSize)
 	handled := make(chan struct{})
 	go func() {
 		defer close(handled)
 		for m := range queue {
-			c.cfg.OnMessage(ctx, m)
+			switch {
+			case m.Seq > 0 && ctx.Err() != nil: // it comes again
+				c.dropped = append(c.dropped, m.ID)
+				continue
+			case !m.seen:
+				c.cfg.OnMessage(ctx, m.Message)
+			}
+			c.acks.handled(m.Cursor, len(queue) > 0)
 		}
 	}()
+	c.resumeHandled()
 	err := c.loop(ctx, queue)
 	close(queue)
 	<-handled
 	c.tell(Event{State: Stopped, Err: err})
 	return err
+}
+
+// resumeHandled sets a Run that follows another back to what was handled: what
+// was received beyond that and not handled is to come again.
+func (c *Client) resumeHandled() {
+	for _, id := range c.dropped {
+		c.seen.remove(id)
+	}
+	c.dropped = nil
+	if cursor := c.acks.last(); cursor != "" {
+		c.place.reset(cursor)
+	} else if c.place.known {
+		c.place.reset(c.cfg.Since)
+	}
+}
+
+// queued is a message on its way to the handler. One that was seen is only
+// acknowledged, in its turn.
+type queued struct {
+	Message
+	seen bool
 }
 
 // StoppedError says that the server does not want this client back.

@@ -38,7 +38,11 @@ type conn struct {
 	ws     *gws.Conn
 	frames chan []byte // closed when the reader has ended
 
-	welcomed bool // run's own
+	// run's own
+	welcomed bool
+	session  string
+	resuming bool // a resume was sent and not answered
+	progress bool // something of its replay came
 
 	mu       sync.Mutex
 	code     int // of the close frame that came
@@ -71,13 +75,19 @@ func (c *Client) dial(ctx context.Context, loc *wire.LocateResponse) (*conn, *en
 	if err != nil {
 		return nil, fail(err)
 	}
+	addr := *u
+	if since := c.place.cursor(); since != "" {
+		q := addr.Query()
+		q.Set("since", since)
+		addr.RawQuery = q.Encode()
+	}
 	k := &conn{node: loc.Node, frames: make(chan []byte), overdue: make(chan struct{}, 1)}
 	stop := context.AfterFunc(ctx, func() { _ = nc.Close() })
 	h := http.Header{}
 	h.Set("Sec-WebSocket-Protocol", wire.Subprotocol)
 	h.Set("Authorization", "Bearer "+loc.Ticket)
 	ws, resp, err := gws.NewClientFromConn(k, &gws.ClientOption{
-		Addr: loc.URL, RequestHeader: h, HandshakeTimeout: dialTimeout,
+		Addr: addr.String(), RequestHeader: h, HandshakeTimeout: dialTimeout,
 		CheckUtf8Enabled: true, ReadMaxPayloadSize: maxFrame, Logger: quiet{},
 	}, nc)
 	if !stop() && err == nil {

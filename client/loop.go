@@ -36,7 +36,7 @@ type ended struct {
 
 // loop is the life of a Client: see State for the picture. Every locate, dial
 // or connection that ends counts as an attempt of the back-off.
-func (c *Client) loop(ctx context.Context, queue chan<- Message) error {
+func (c *Client) loop(ctx context.Context, queue chan<- queued) error {
 	c.attempt, c.refusals = 0, 0
 	wait := time.Duration(0)
 	var last error
@@ -87,7 +87,7 @@ func millis(ms int64) time.Duration {
 }
 
 // once locates, dials and, if that went well, receives until the connection ends.
-func (c *Client) once(ctx context.Context, queue chan<- Message, last error) ended {
+func (c *Client) once(ctx context.Context, queue chan<- queued, last error) ended {
 	c.tell(Event{State: Locating, Err: last})
 	loc, e := c.locate(ctx)
 	if e != nil {

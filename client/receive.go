@@ -27,7 +27,7 @@ const takeOverWait = time.Second
 type receiver struct {
 	c     *Client
 	ctx   context.Context
-	queue chan<- Message
+	queue chan<- queued
 
 	cur, next, old *conn
 	dialing        bool
@@ -41,7 +41,7 @@ type receiver struct {
 }
 
 // receive takes frames until the connection ends, or closes it when ctx does.
-func (c *Client) receive(ctx context.Context, k *conn, queue chan<- Message) ended {
+func (c *Client) receive(ctx context.Context, k *conn, queue chan<- queued) ended {
 	r := &receiver{c: c, ctx: ctx, queue: queue, cur: k, stopLook: func() {}, dialed: make(chan *conn, 1), recheck: time.NewTimer(c.recheckIn())}
 	defer r.recheck.Stop()
 	var dialCtx context.Context
@@ -242,18 +242,38 @@ func (r *receiver) frame(dialCtx context.Context, k *conn, b []byte) {
 		}
 	case wire.TypeMessage:
 		var m wire.Message
-		if json.Unmarshal(b, &m) != nil || r.c.seen.has(m.ID) {
+		if json.Unmarshal(b, &m) != nil {
 			return
 		}
-		out := Message{ID: m.ID, Time: m.Time, From: m.From, Seq: m.Seq, Data: m.Data, JSON: true}
+		out := Message{ID: m.ID, Time: m.Time, From: m.From, Seq: m.Seq, Cursor: m.Cursor, Data: m.Data, JSON: true}
 		if m.Data == nil {
 			out.Data, out.JSON = m.DataB64, false
 		}
-		select {
-		case r.queue <- out:
+		if m.Seq > 0 {
+			r.stored(k, &m, out)
+		} else if !r.c.seen.has(m.ID) && r.hand(queued{Message: out}) {
 			r.c.seen.add(m.ID)
-		case <-r.ctx.Done():
 		}
+	case wire.TypeSkip:
+		var f wire.Skip
+		if json.Unmarshal(b, &f) == nil {
+			r.skip(k, &f)
+		}
+	case wire.TypeResumed:
+		var f wire.Resumed
+		if json.Unmarshal(b, &f) == nil {
+			r.resumed(k, &f)
+		}
+	}
+}
+
+// hand gives a message to the handler's queue; false if the Client ends.
+func (r *receiver) hand(m queued) bool {
+	select {
+	case r.queue <- m:
+		return true
+	case <-r.ctx.Done():
+		return false
 	}
 }
 
@@ -267,5 +287,14 @@ func (r *receiver) welcome(k *conn, w *wire.Welcome) {
 	k.mu.Unlock()
 	k.heard()
 	r.recheck.Reset(r.c.recheckIn())
-	r.c.tell(Event{State: Connected, Node: k.node, Session: w.Session})
+	k.session = w.Session
+	switch {
+	case w.Gap:
+		r.c.place.reset(w.Since)
+		r.c.acks.reset()
+	case r.c.place.cursor() == "":
+		r.c.place.reset(w.Since)
+	}
+	r.c.acks.use(k)
+	r.c.tell(Event{State: Connected, Node: k.node, Session: w.Session, Pending: w.Pending, Gap: w.Gap})
 }

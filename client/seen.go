@@ -18,6 +18,9 @@ func (s *seen) has(id string) bool {
 	return ok
 }
 
+// remove forgets an id: it may come again.
+func (s *seen) remove(id string) { delete(s.ids, id) }
+
 // add remembers an id; the oldest one is forgotten for it.
 func (s *seen) add(id string) {
 	if id == "" {

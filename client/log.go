@@ -1,0 +1,178 @@
+package client
+
+import (
+	"encoding/json"
+	"sync"
+	"time"
+
+	"github.com/lxzan/gws"
+
+	"github.com/dialring/dialring/internal/wire"
+)
+
+// inboxPlace is how far a Client has come in its user's stored messages:
+//
+//	unknown --a stored message--> at seq --seq+1--> at seq+1
+//	   ^                            |  \--up to seq: dropped, it came before
+//	   |                            |   \--beyond seq+1: a hole: resume after since
+//	   +--gap: the log is another one, or lost something--+
+//
+// What is received moves it; what was handled is acknowledged, by acker.
+type inboxPlace struct {
+	mu    sync.Mutex
+	since string // cursor of the last message that was received; "": none, and the node decides
+
+	// run's own.
+	seq   uint64
+	known bool // seq is
+}
+
+func (p *inboxPlace) cursor() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.since
+}
+
+// received moves on to a message.
+func (p *inboxPlace) received(seq uint64, cursor string) {
+	p.seq, p.known = seq, true
+	if cursor != "" {
+		p.mu.Lock()
+		p.since = cursor
+		p.mu.Unlock()
+	}
+}
+
+// reset forgets the place; the next message counts, whatever its number.
+func (p *inboxPlace) reset(since string) {
+	p.seq, p.known = 0, false
+	p.mu.Lock()
+	p.since = since
+	p.mu.Unlock()
+}
+
+// acker acknowledges what the handler has handled, on whichever connection there
+// is. It may be used concurrently.
+type acker struct {
+	mu     sync.Mutex
+	conn   *conn
+	cursor string // of the last message that was handled
+	sent   string
+	at     time.Time // when it was sent
+}
+
+// A handler that is behind acknowledges every ackEvery; one that has caught up at once.
+const ackEvery = 200 * time.Millisecond
+
+// handled notes a message. more tells that others wait for the handler.
+func (a *acker) handled(cursor string, more bool) {
+	if cursor == "" {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.cursor = cursor; !more || time.Since(a.at) >= ackEvery {
+		a.sendLocked()
+	}
+}
+
+// last is the cursor of the last message that was handled, "" if there is none.
+func (a *acker) last() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.cursor
+}
+
+// use has a connection used from now on; what the last one may have lost is said
+// again.
+func (a *acker) use(k *conn) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.conn, a.sent = k, ""
+	a.sendLocked()
+}
+
+// reset forgets what was handled: it is of another log.
+func (a *acker) reset() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.cursor, a.sent = "", ""
+}
+
+func (a *acker) sendLocked() {
+	if a.conn == nil || a.cursor == a.sent {
+		return
+	}
+	if a.conn.send(wire.Ack{Type: wire.TypeAck, Cursor: a.cursor}) {
+		a.sent, a.at = a.cursor, time.Now()
+	}
+}
+
+// send writes a frame; false if that failed, and then the connection ends.
+func (k *conn) send(v any) bool {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // plain fields always have an encoding
+	}
+	k.mu.Lock()
+	leaving := k.leaving
+	k.mu.Unlock()
+	if leaving {
+		return false
+	}
+	_ = k.ws.NetConn().SetWriteDeadline(time.Now().Add(writeTimeout))
+	return k.ws.WriteMessage(gws.OpcodeText, b) == nil
+}
+
+// stored takes a stored message.
+func (r *receiver) stored(k *conn, m *wire.Message, out Message) {
+	p := &r.c.place
+	switch {
+	case p.known && m.Seq <= p.seq:
+		return // it came before
+	case p.known && m.Seq > p.seq+1:
+		if k == r.cur && !k.resuming { // the replay brings this one, too
+			k.resuming, k.progress = true, false
+			k.send(wire.Resume{Type: wire.TypeResume, Since: p.cursor()})
+		}
+		return
+	}
+	k.progress = true
+	if r.hand(queued{Message: out, seen: r.c.seen.has(m.ID)}) {
+		r.c.seen.add(m.ID)
+		p.received(m.Seq, m.Cursor)
+	}
+}
+
+// skip takes the node's word that messages will not come.
+func (r *receiver) skip(k *conn, s *wire.Skip) {
+	p := &r.c.place
+	if !p.known || s.To <= p.seq {
+		return
+	}
+	k.progress = true
+	p.received(s.To, "")
+	if s.Reason == wire.SkipLimit {
+		r.tellGap(k)
+	}
+}
+
+// resumed ends a replay that this client asked for. A gap without one message of a
+// replay means another log: what it keeps follows.
+func (r *receiver) resumed(k *conn, f *wire.Resumed) {
+	asked, progress := k.resuming, k.progress
+	k.resuming = false
+	switch {
+	case f.Gap && (!asked || !progress):
+		r.c.place.reset(f.Since)
+		r.c.acks.reset()
+		r.tellGap(k)
+	case asked && !progress: // the node cannot fill the hole and does not say so
+		r.c.place.reset(r.c.place.cursor())
+		r.tellGap(k)
+	}
+}
+
+func (r *receiver) tellGap(k *conn) {
+	r.c.tell(Event{State: Connected, Node: k.node, Session: k.session, Gap: true})
+}
