@@ -65,6 +65,7 @@ const (
 func newLoad(cfg loadConfig) *load {
 	l := &load{checker: newChecker(), cfg: cfg, stopPushing: func() {}, changed: make(chan struct{}), byID: map[handlerID]*device{},
 		http: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64, DisableCompression: true}}}
+	l.ordered = cfg.Durable
 	for _, p := range cfg.Locators {
 		l.locators = append(l.locators, "http://"+p.addr)
 	}
@@ -191,9 +192,22 @@ func (l *load) work(id, user int, jobs <-chan int) {
 }
 
 // send sends a push. The locators take turns. One that refuses the connection
-// has not seen the push, so the next one gets it; for any other failure there is
-// no second attempt, which would hide it.
+// has not seen the push, so the next one gets it; for any other failure of an
+// ephemeral push there is no second attempt, which would hide it. A stored one is
+// repeated with its key until it is accepted, as a service would.
 func (l *load) send(num uint64, user string) answer {
+	for end := time.Now().Add(patience); ; time.Sleep(repeatPause) {
+		a := l.sendOnce(num, user)
+		if !l.cfg.Durable || a.kind == accepted || a.kind == refused || time.Now().After(end) {
+			return a
+		}
+	}
+}
+
+// repeatPause is between two attempts of a stored push.
+const repeatPause = 50 * time.Millisecond
+
+func (l *load) sendOnce(num uint64, user string) answer {
 	a := answer{kind: unavailable}
 	for i := range l.locators {
 		a = l.post(l.locators[(int(num)+i)%len(l.locators)], user, num)

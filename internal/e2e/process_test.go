@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -275,7 +276,7 @@ func (l *locatorProc) push(t *testing.T, user, body string) wire.PushResult {
 func (l *locatorProc) locate(t *testing.T, user, body string) wire.LocateResponse {
 	t.Helper()
 	var r wire.LocateResponse
-	status, b := call(t, "POST", "http://"+l.addr+"/v1/locate?user="+user, body)
+	status, b := call(t, "POST", "http://"+l.addr+"/v1/locate?user="+url.QueryEscape(user), body)
 	if status != 200 || json.Unmarshal(b, &r) != nil {
 		t.Fatalf("locate %s: %d %s", user, status, b)
 	}
