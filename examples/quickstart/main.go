@@ -126,7 +126,7 @@ func start(ctx context.Context, g *errgroup.Group, out io.Writer, log *slog.Logg
 
   1. Open      http://%s   and connect as alice
   2. Push      curl -d '{"hello":"alice"}' -H 'Content-Type: application/json' -H 'Authorization: Bearer dev' \
-                 'http://%s/v1/push/alice?durable=false'
+                 'http://%s/v1/push/alice'
   3. The ring  curl -H 'Authorization: Bearer dev' http://%s/v1/ring
 
 Ctrl-C ends it.

@@ -73,7 +73,7 @@ func TestQuickstart(t *testing.T) {
 	case <-time.After(patience):
 		t.Fatal("it never said what to do")
 	}
-	for _, want := range []string{"http://" + page, "http://" + locator + "/v1/push/alice?durable=false"} {
+	for _, want := range []string{"http://" + page, "http://" + locator + "/v1/push/alice"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("it does not print %s:\n%s", want, out.String())
 		}
