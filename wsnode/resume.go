@@ -281,6 +281,11 @@ func (s *session) rewind(since string, head inbox.Cursor) *wire.Resumed {
 	ctx, cancel := context.WithTimeout(s.node.ctx, attachTimeout)
 	defer cancel()
 	c := cursorOf(since)
+	if c.Seq > head.Seq { // another node may have stored more than this one knows
+		if s.log.Look(ctx) == nil {
+			s.log.With(func(now inbox.Cursor) { head = now })
+		}
+	}
 	st, err := s.node.find(ctx, s.log, c, head)
 	if err != nil {
 		s.log.With(func(inbox.Cursor) { s.resumes = append([]string{since}, s.resumes...) })

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -66,10 +65,8 @@ func TestInboxMoves(t *testing.T) {
 
 // A locator is killed in the middle of pushes; its services go to the other one.
 func TestInboxLocatorKilled(t *testing.T) {
-	dir := t.TempDir()
 	port := freePort(t)
-	nats := startNATS(t, port, dir)
-	_ = nats
+	startNATS(t, port, t.TempDir())
 	natsURL := fmt.Sprintf("nats://127.0.0.1:%d", port)
 	one, two := startLocator(t, "DIALRING_NATS_URL="+natsURL), startLocator(t, "DIALRING_NATS_URL="+natsURL)
 	nodesOf(t, one, natsURL)
@@ -84,11 +81,7 @@ func TestInboxLocatorKilled(t *testing.T) {
 // The embedded NATS is killed with its locator, and comes back: nothing that was
 // accepted is lost, and sessions stay.
 func TestInboxEmbeddedNATSKilled(t *testing.T) {
-	dir, nats := t.TempDir(), fmt.Sprintf("127.0.0.1:%d", freePort(t))
-	listen := fmt.Sprintf("127.0.0.1:%d", freePort(t))
-	again := func() *locatorProc {
-		return startLocator(t, "DIALRING_DATA_DIR="+dir, "DIALRING_NATS_LISTEN="+nats, "DIALRING_LISTEN="+listen)
-	}
+	again := restartable(t, t.TempDir())
 	l := again()
 	nodesOf(t, l, l.nats)
 	load := durableLoad(t, l)
@@ -112,7 +105,7 @@ func TestInboxNATSCluster(t *testing.T) {
 	heavy(t)
 	natsURL, servers, again := natsCluster(t)
 	l := startLocator(t, "DIALRING_NATS_URL="+natsURL)
-	nodes := nodesOf(t, l, natsURL, "DIALRING_INBOX_PARTITIONS=3")
+	nodesOf(t, l, natsURL, "DIALRING_INBOX_PARTITIONS=3")
 	eventually(t, "pushes are stored", func() bool { status, _, _ := l.store(t, "probe", "1", "", ""); return status == 200 })
 	load := durableLoad(t, l)
 	load.pushed(t, 200)
@@ -144,21 +137,17 @@ func TestInboxNATSCluster(t *testing.T) {
 	again(2)
 	load.pushed(t, 200)
 	load.kept(t)
-	_ = nodes
 }
 
 // The store is made anew while clients are connected: they are told of the gap,
 // and go on with the new log.
 func TestInboxStoreMadeAnew(t *testing.T) {
-	dir, nats := t.TempDir(), fmt.Sprintf("127.0.0.1:%d", freePort(t))
-	listen := fmt.Sprintf("127.0.0.1:%d", freePort(t))
-	again := func() *locatorProc {
-		return startLocator(t, "DIALRING_DATA_DIR="+dir, "DIALRING_NATS_LISTEN="+nats, "DIALRING_LISTEN="+listen)
-	}
+	dir := t.TempDir()
+	again := restartable(t, dir)
 	l := again()
 	nodesOf(t, l, l.nats)
 	got, gaps := make(chan client.Message, 100), make(chan client.Event, 100)
-	c, err := client.New(client.Config{Locators: []string{"http://" + listen}, User: "alice", Device: "sdk",
+	c, err := client.New(client.Config{Locators: []string{"http://" + l.addr}, User: "alice", Device: "sdk",
 		OnMessage: func(_ context.Context, m client.Message) { got <- m },
 		OnEvent: func(e client.Event) {
 			if e.Gap {
@@ -239,7 +228,6 @@ func TestInboxSlowClient(t *testing.T) {
 // another service process too, and is one message in the end.
 func TestInboxRepeatsAreOne(t *testing.T) {
 	l, nodes := threeNodes(t)
-	b := dialSince(t, l, "alice", "d", "0")
 	var wg sync.WaitGroup
 	for p := range 4 {
 		wg.Go(func() {
@@ -275,7 +263,6 @@ func TestInboxRepeatsAreOne(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	_ = b
 	back := dialSince(t, l, "alice", "e", "0")
 	back.welcomed(t, 100, 100, false)
 	seen := map[int]bool{}
@@ -284,7 +271,7 @@ func TestInboxRepeatsAreOne(t *testing.T) {
 		back.expectType(t, wire.TypeMessage, &m)
 		v, err := strconv.Atoi(string(m.Data))
 		if err != nil || m.Seq != i || seen[v] {
-			t.Fatalf("message %d is %s, %v", m.Seq, m.Data, errors.Join(err))
+			t.Fatalf("message %d is %s, %v", m.Seq, m.Data, err)
 		}
 		seen[v] = true
 	}

@@ -2,7 +2,9 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"strings"
@@ -28,60 +30,73 @@ func nodesOf(t *testing.T, l *locatorProc, nats string, env ...string) []*nodePr
 	return nodes
 }
 
-// store pushes a stored message, with a query and a key if they are not empty, and
-// returns the status and what was answered.
-func (l *locatorProc) store(t *testing.T, user, body, query, key string) (int, wire.PushResult, wire.Problem) {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+l.addr+"/v1/push/"+url.PathEscape(user)+query, strings.NewReader(body))
+// posted is what a POST was answered; status 0: nobody answered.
+type posted struct {
+	status int
+	body   []byte
+	header http.Header
+}
+
+// post posts with the development key, from any goroutine.
+func (l *locatorProc) post(path, contentType, body, key string) posted {
+	req, err := http.NewRequest(http.MethodPost, "http://"+l.addr+path, strings.NewReader(body))
 	if err != nil {
-		t.Fatal(err)
+		return posted{}
 	}
 	req.Header.Set("Authorization", "Bearer dev")
-	req.Header.Set("Content-Type", "application/json")
+	if contentType != "" {
+		req.Header.Set("Content-Type", contentType)
+	}
 	if key != "" {
 		req.Header.Set("Idempotency-Key", key)
 	}
 	req.Close = true
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		t.Fatal(err)
+		return posted{}
 	}
 	defer resp.Body.Close()
-	var both struct {
-		wire.PushResult
-		Code   wire.Code
-		Detail string
-		Status int
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return posted{}
 	}
-	if err := json.NewDecoder(resp.Body).Decode(&both); err != nil {
-		t.Fatal(err)
-	}
-	p := wire.Problem{Code: both.Code, Detail: both.Detail, Status: both.Status}
-	if resp.Header.Get("Retry-After") != "" {
-		p.RetryAfter = 1
-	}
-	return resp.StatusCode, both.PushResult, p
+	return posted{resp.StatusCode, b, resp.Header}
 }
 
-// tryStore pushes a stored message from any goroutine; status 0: nobody answered.
-func (l *locatorProc) tryStore(user, body string) (int, wire.PushResult) {
-	req, err := http.NewRequest(http.MethodPost, "http://"+l.addr+"/v1/push/"+url.PathEscape(user), strings.NewReader(body))
-	if err != nil {
-		return 0, wire.PushResult{}
-	}
-	req.Header.Set("Authorization", "Bearer dev")
-	req.Header.Set("Content-Type", "application/json")
-	req.Close = true
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return 0, wire.PushResult{}
-	}
-	defer resp.Body.Close()
+// store pushes a stored message, with a query and a key if they are not empty, and
+// returns the status and what was answered.
+func (l *locatorProc) store(t *testing.T, user, body, query, key string) (int, wire.PushResult, wire.Problem) {
+	t.Helper()
+	p := l.post("/v1/push/"+url.PathEscape(user)+query, "application/json", body, key)
 	var r wire.PushResult
-	if json.NewDecoder(resp.Body).Decode(&r) != nil {
+	var problem wire.Problem
+	if err := errors.Join(json.Unmarshal(p.body, &r), json.Unmarshal(p.body, &problem)); err != nil {
+		t.Fatalf("push to %s: %d %q: %v", user, p.status, p.body, err)
+	}
+	if p.header.Get("Retry-After") != "" {
+		problem.RetryAfter = 1
+	}
+	return p.status, r, problem
+}
+
+// tryStore pushes a stored message from any goroutine.
+func (l *locatorProc) tryStore(user, body string) (int, wire.PushResult) {
+	p := l.post("/v1/push/"+url.PathEscape(user), "application/json", body, "")
+	var r wire.PushResult
+	if json.Unmarshal(p.body, &r) != nil {
 		return 0, r
 	}
-	return resp.StatusCode, r
+	return p.status, r
+}
+
+// restartable returns a function that starts a locator with its NATS, each time on
+// the same addresses and store, and the directory of the store.
+func restartable(t *testing.T, dir string, env ...string) func() *locatorProc {
+	t.Helper()
+	nats, listen := fmt.Sprintf("127.0.0.1:%d", freePort(t)), fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	return func() *locatorProc {
+		return startLocator(t, append(env, "DIALRING_DATA_DIR="+dir, "DIALRING_NATS_LISTEN="+nats, "DIALRING_LISTEN="+listen)...)
+	}
 }
 
 // keep pushes a stored message that has to be accepted.

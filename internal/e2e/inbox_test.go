@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net/http"
 	"strings"
 	"testing"
 
@@ -69,33 +68,14 @@ func TestInbox(t *testing.T) {
 	m := tablet.message(t, last.Seq, "7")
 	dialSince(t, l, "alice", "watch", m.Cursor).welcomed(t, 7, 0, false)
 	// Bytes, too.
-	status, b := callBytes(t, l, "/v1/push/alice", []byte{0, 1, 255})
-	if status != 200 {
-		t.Fatalf("%d %s", status, b)
+	if p := l.post("/v1/push/alice", "", "\x00\x01\xff", ""); p.status != 200 {
+		t.Fatalf("%d %s", p.status, p.body)
 	}
 	var raw wire.Message
 	tablet.expectType(t, wire.TypeMessage, &raw)
 	if raw.Seq != 8 || string(raw.DataB64) != "\x00\x01\xff" {
 		t.Errorf("%+v", raw)
 	}
-}
-
-func callBytes(t *testing.T, l *locatorProc, path string, body []byte) (int, string) {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+l.addr+path, strings.NewReader(string(body)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set("Authorization", "Bearer dev")
-	req.Close = true
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	var v json.RawMessage
-	_ = json.NewDecoder(resp.Body).Decode(&v)
-	return resp.StatusCode, string(v)
 }
 
 // A repeat within the window answers like the first, and nothing is delivered twice.
@@ -119,32 +99,32 @@ func TestInboxIdempotency(t *testing.T) {
 	if status, r, _ := l.store(t, "bob", `{"n":2}`, "", "order-1"); status != 200 || r.Duplicate || r.Seq != 1 {
 		t.Errorf("another user's key: %d %+v", status, r)
 	}
-	if status, s := callWithKey(t, l, "/v1/push/alice", "text/plain", `{"n":1}`, "order-1"); status != 422 {
-		t.Errorf("another content type: %d %s", status, s)
+	if p := l.post("/v1/push/alice", "text/plain", `{"n":1}`, "order-1"); p.status != 422 {
+		t.Errorf("another content type: %d %s", p.status, p.body)
 	}
 	// In lists each message has its own key, or all users the call's.
 	list := `{"messages":[{"user":"alice","data":1,"id":"a"},{"user":"alice","data":1,"id":"a"},{"user":"alice","data":2,"id":"a"},{"user":"carol","data":1,"id":"a"}]}`
-	status, s := callWithKey(t, l, "/v1/push", "application/json", list, "")
+	p := l.post("/v1/push", "application/json", list, "")
 	var res struct {
 		Results []struct {
 			wire.PushResult
 			Error *wire.PushError
 		}
 	}
-	if err := json.Unmarshal([]byte(s), &res); status != 200 || err != nil || len(res.Results) != 4 {
-		t.Fatalf("%d %s", status, s)
+	if err := json.Unmarshal(p.body, &res); p.status != 200 || err != nil || len(res.Results) != 4 {
+		t.Fatalf("%d %s", p.status, p.body)
 	}
 	if r := res.Results; r[0].Duplicate == r[1].Duplicate || r[0].Seq != r[1].Seq || r[2].Error == nil || r[2].Error.Code != wire.CodeKeyReused || r[3].Duplicate || !r[3].Stored {
-		t.Errorf("%s", s)
+		t.Errorf("%s", p.body)
 	}
-	if status, s := callWithKey(t, l, "/v1/push", "application/json", list, "k"); status != 400 {
-		t.Errorf("a key of the call beside those of the messages: %d %s", status, s)
+	if p := l.post("/v1/push", "application/json", list, "k"); p.status != 400 {
+		t.Errorf("a key of the call beside those of the messages: %d %s", p.status, p.body)
 	}
 	users := `{"users":["dora","emil"],"data":7}`
 	for _, dup := range []bool{false, true} {
-		status, s := callWithKey(t, l, "/v1/push", "application/json", users, "k")
-		if n := strings.Count(s, fmt.Sprintf(`"duplicate":%v`, dup)); status != 200 || n != 2 {
-			t.Errorf("%d %s", status, s)
+		p := l.post("/v1/push", "application/json", users, "k")
+		if n := strings.Count(string(p.body), fmt.Sprintf(`"duplicate":%v`, dup)); p.status != 200 || n != 2 {
+			t.Errorf("%d %s", p.status, p.body)
 		}
 	}
 	b.message(t, 2, "1")
@@ -154,28 +134,6 @@ func TestInboxIdempotency(t *testing.T) {
 		return !r.Duplicate
 	})
 	b.message(t, 3, `{"n":1}`)
-}
-
-func callWithKey(t *testing.T, l *locatorProc, path, contentType, body, key string) (int, string) {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+l.addr+path, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set("Authorization", "Bearer dev")
-	req.Header.Set("Content-Type", contentType)
-	if key != "" {
-		req.Header.Set("Idempotency-Key", key)
-	}
-	req.Close = true
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	var v json.RawMessage
-	_ = json.NewDecoder(resp.Body).Decode(&v)
-	return resp.StatusCode, string(v)
 }
 
 // wait=ack tells the truth: that a session has acknowledged, or that none did.

@@ -102,22 +102,20 @@ type onDisk struct {
 func startOnDisk(t *testing.T, mib int, dataSync string) *onDisk {
 	t.Helper()
 	o := &onDisk{disk: newDisk(t, mib)}
-	nats, listen := fmt.Sprintf("127.0.0.1:%d", freePort(t)), fmt.Sprintf("127.0.0.1:%d", freePort(t))
-	o.begin = func() *locatorProc {
-		return startLocator(t, "DIALRING_DATA_DIR="+filepath.Join(o.disk.dir, "data"), "DIALRING_DATA_SYNC="+dataSync,
-			"DIALRING_NATS_LISTEN="+nats, "DIALRING_LISTEN="+listen)
-	}
+	o.begin = restartable(t, filepath.Join(o.disk.dir, "data"), "DIALRING_DATA_SYNC="+dataSync)
 	o.locatorProc = o.begin()
 	nodesOf(t, o.locatorProc, o.nats)
 	t.Cleanup(func() { o.kill() }) // before the disk goes
 	return o
 }
 
-// powerCut cuts the power of the disk, and has the locator started again.
-func (o *onDisk) powerCut(t *testing.T) {
+// powerCut cuts the power of the disk, and has the locator started again when
+// nobody pushes any more.
+func (o *onDisk) powerCut(t *testing.T, pushing *sync.WaitGroup) {
 	t.Helper()
 	o.disk.cut()
 	o.kill()
+	pushing.Wait()
 	o.disk.again()
 	o.locatorProc = o.begin()
 	o.waitMembers(t, "ws-1", "ws-2", "ws-3")
@@ -149,12 +147,13 @@ func TestInboxPowerCut(t *testing.T) {
 	o := startOnDisk(t, 256, "always")
 	var mu sync.Mutex
 	var wg sync.WaitGroup
+	l := o.locatorProc
 	promised, total, enough := map[string]uint64{}, 0, make(chan struct{})
 	for i := range 10 {
 		user := fmt.Sprint("user-", i)
 		wg.Go(func() {
 			for i := 1; ; i++ {
-				status, r := o.tryStore(user, fmt.Sprint(i))
+				status, r := l.tryStore(user, fmt.Sprint(i))
 				if status != 200 {
 					return // the power is off
 				}
@@ -168,12 +167,7 @@ func TestInboxPowerCut(t *testing.T) {
 		})
 	}
 	<-enough
-	o.disk.cut()
-	o.kill()
-	wg.Wait()
-	o.disk.again()
-	o.locatorProc = o.begin()
-	o.waitMembers(t, "ws-1", "ws-2", "ws-3")
+	o.powerCut(t, &wg)
 	for user, n := range promised {
 		b := o.comesBack(t, user, "0")
 		if b.welcome.Head < n || b.welcome.Gap {
@@ -199,7 +193,7 @@ func TestInboxPowerCutInterval(t *testing.T) {
 			cursors[user] = b.message(t, i, fmt.Sprint(i)).Cursor
 		}
 	}
-	o.powerCut(t)
+	o.powerCut(t, &sync.WaitGroup{})
 	lost := 0
 	for user, cursor := range cursors {
 		eventually(t, "it is stored again", func() bool {
@@ -225,8 +219,6 @@ func TestInboxPowerCutInterval(t *testing.T) {
 // readiness shows, all else goes on; and when there is room again, it recovers.
 func TestInboxDiskFull(t *testing.T) {
 	o := startOnDisk(t, 24, "interval")
-	admin := o.process // its log names the listeners
-	_ = admin
 	b := dialSince(t, o.locatorProc, "alice", "d", "")
 	ballast := filepath.Join(o.disk.dir, "ballast")
 	if err := os.WriteFile(ballast, make([]byte, 8<<20), 0o600); err != nil {

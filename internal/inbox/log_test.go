@@ -325,6 +325,26 @@ func TestFind(t *testing.T) {
 	})
 }
 
+// What the store has beyond the head is not part of it yet.
+func TestFindBeyondHead(t *testing.T) {
+	m := NewMemory(Limits{Messages: 10, Age: time.Hour, Window: time.Minute})
+	head, at := Cursor{}, []Cursor{{}}
+	for i := range 4 {
+		e := &Entry{Cursor: head.next("alice", fmt.Sprint(i), 0), Prev: head.Tag, ID: fmt.Sprint(i), Time: time.Now()}
+		e.Pos, _, _ = m.Append(t.Context(), "alice", e, fmt.Sprint(i), head.Pos)
+		head = e.Cursor
+		at = append(at, head)
+	}
+	for since := range at {
+		for known := since; known < len(at); known++ {
+			st, err := Find(t.Context(), m, "alice", at[since], at[known], time.Now())
+			if err != nil || st.Gap || len(st.First) != known-since || st.Pending != uint64(known-since) {
+				t.Errorf("since %d of %d: %d follow, pending %d, gap %v, %v", since, known, len(st.First), st.Pending, st.Gap, err)
+			}
+		}
+	}
+}
+
 // A message whose own time is over does not count as pending.
 func TestFindExpired(t *testing.T) {
 	m := NewMemory(Limits{Messages: 10, Age: time.Hour, Window: time.Minute})

@@ -146,7 +146,35 @@ func (p *Positions) Run(ctx context.Context) {
 }
 
 // Flush writes all that was noted, or as much as ctx gives time for.
-func (p *Positions) Flush(ctx context.Context) { p.write(ctx, time.Now().Add(1000*time.Hour)) }
+func (p *Positions) Flush(ctx context.Context) {
+	for {
+		p.write(ctx, time.Now().Add(1000*time.Hour))
+		if !p.dirty() || !sleep(ctx, writeLook/10) { // what Run is just writing is waited for
+			return
+		}
+	}
+}
+
+func (p *Positions) dirty() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, e := range p.byKey {
+		if e.writing || !e.at.IsZero() {
+			return true
+		}
+	}
+	return false
+}
+
+// sleep waits; false if ctx ended.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
 
 func (p *Positions) write(ctx context.Context, now time.Time) {
 	var g errgroup.Group

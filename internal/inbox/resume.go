@@ -19,9 +19,9 @@ type Start struct {
 	Pending uint64
 }
 
-// ErrBehind: the part of the store that was asked does not know the newest
-// messages yet. Ask again.
-var ErrBehind = errors.New("a replica of the store is behind")
+// ErrBehind: the part of the store that was asked does not know the newest messages
+// yet, or head is older than it. Ask again.
+var ErrBehind = errors.New("the store and the head of the log do not fit together yet")
 
 // Find tells from where a session resumes that had everything up to since, in a
 // log whose end is head (by Last, or the log's only writer).
@@ -48,9 +48,9 @@ func Find(ctx context.Context, s Store, user string, since, head Cursor, now tim
 			if len(l) == 1 {
 				return Start{}, ErrBehind
 			}
-			return start(since, l[1:], head, now), nil
+			return start(since, l[1:], head, now)
 		case l[0].Seq == since.Seq+1 && l[0].Prev == since.Tag:
-			return start(since, l, head, now), nil
+			return start(since, l, head, now)
 		}
 	}
 	if head.Pos == 0 { // nothing is kept
@@ -63,9 +63,9 @@ func Find(ctx context.Context, s Store, user string, since, head Cursor, now tim
 	case len(l) == 0:
 		return Start{}, ErrBehind
 	}
-	st := start(before(&l[0]), l, head, now)
+	st, err := start(before(&l[0]), l, head, now)
 	st.Gap = true
-	return st, nil
+	return st, err
 }
 
 // before is a cursor in front of a message. It names the message before it by its
@@ -77,7 +77,15 @@ func before(e *Entry) Cursor {
 	return Cursor{Seq: e.Seq - 1, Pos: e.Pos - 1, Tag: e.Prev}
 }
 
-func start(from Cursor, l []Entry, head Cursor, now time.Time) Start {
+// start tells what follows from, up to head: the store may have more, whose
+// acknowledgement is still under way.
+func start(from Cursor, l []Entry, head Cursor, now time.Time) (Start, error) {
+	for len(l) > 0 && l[len(l)-1].Seq > head.Seq {
+		l = l[:len(l)-1]
+	}
+	if len(l) == 0 {
+		return Start{}, ErrBehind
+	}
 	st := Start{From: from, First: l}
 	for i := range l {
 		if !l[i].Expired(now) {
@@ -87,5 +95,5 @@ func start(from Cursor, l []Entry, head Cursor, now time.Time) Start {
 	if last := l[len(l)-1].Seq; last < head.Seq {
 		st.Pending += head.Seq - last
 	}
-	return st
+	return st, nil
 }
