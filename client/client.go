@@ -173,7 +173,7 @@ func New(cfg Config) (*Client, error) {
 		cfg.HTTP = &http.Client{Timeout: 10 * time.Second}
 	}
 	c := &Client{cfg: cfg, recheck: recheckAfter, failed: map[string]time.Time{}, retry: wire.DefaultRetry}
-	c.place.since = cfg.Since
+	c.place.since, c.acks.base = cfg.Since, cfg.Since
 	return c, nil
 }
 
@@ -247,7 +247,7 @@ func (c *Client) Run(ctx context.Context) error {
 			case !m.seen:
 				c.cfg.OnMessage(ctx, m.Message)
 			}
-			c.acks.handled(m.Cursor, len(queue) > 0)
+			c.acks.handled(m.log, m.Cursor, len(queue) > 0)
 		}
 	}()
 	c.resumeHandled()
@@ -265,10 +265,8 @@ func (c *Client) resumeHandled() {
 		c.seen.remove(id)
 	}
 	c.dropped = nil
-	if cursor := c.acks.last(); cursor != "" {
-		c.place.reset(cursor)
-	} else if c.place.known {
-		c.place.reset(c.cfg.Since)
+	if base := c.acks.last(); base != "" {
+		c.place.reset(base)
 	}
 }
 
@@ -276,6 +274,7 @@ func (c *Client) resumeHandled() {
 // acknowledged, in its turn.
 type queued struct {
 	Message
+	log  int
 	seen bool
 }
 

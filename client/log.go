@@ -56,6 +56,8 @@ func (p *inboxPlace) reset(since string) {
 type acker struct {
 	mu     sync.Mutex
 	conn   *conn
+	log    int    // counts the logs that there were
+	base   string // behind what was handled, or where this log began for the client
 	cursor string // of the last message that was handled
 	sent   string
 	at     time.Time // when it was sent
@@ -64,23 +66,31 @@ type acker struct {
 // A handler that is behind acknowledges every ackEvery; one that has caught up at once.
 const ackEvery = 200 * time.Millisecond
 
-// handled notes a message. more tells that others wait for the handler.
-func (a *acker) handled(cursor string, more bool) {
-	if cursor == "" {
-		return
-	}
+// handled notes a message of a log; an ephemeral one has no cursor. more tells that
+// others wait for the handler.
+func (a *acker) handled(log int, cursor string, more bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.cursor = cursor; !more || time.Since(a.at) >= ackEvery {
+	if cursor != "" && log == a.log {
+		a.cursor, a.base = cursor, cursor
+	}
+	if !more || time.Since(a.at) >= ackEvery {
 		a.sendLocked()
 	}
 }
 
-// last is the cursor of the last message that was handled, "" if there is none.
+// current is the log that messages are of now.
+func (a *acker) current() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.log
+}
+
+// last is the cursor behind which nothing was handled; "" if it is not known.
 func (a *acker) last() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.cursor
+	return a.base
 }
 
 // use has a connection used from now on; what the last one may have lost is said
@@ -92,11 +102,12 @@ func (a *acker) use(k *conn) {
 	a.sendLocked()
 }
 
-// reset forgets what was handled: it is of another log.
-func (a *acker) reset() {
+// reset forgets what was handled: it is of another log than what comes from base on.
+func (a *acker) reset(base string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.cursor, a.sent = "", ""
+	a.log++
+	a.base, a.cursor, a.sent = base, "", ""
 }
 
 func (a *acker) sendLocked() {
@@ -138,7 +149,7 @@ func (r *receiver) stored(k *conn, m *wire.Message, out Message) {
 		return
 	}
 	k.progress = true
-	if r.hand(queued{Message: out, seen: r.c.seen.has(m.ID)}) {
+	if r.hand(queued{Message: out, log: r.c.acks.current(), seen: r.c.seen.has(m.ID)}) {
 		r.c.seen.add(m.ID)
 		p.received(m.Seq, m.Cursor)
 	}
@@ -165,7 +176,7 @@ func (r *receiver) resumed(k *conn, f *wire.Resumed) {
 	switch {
 	case f.Gap && (!asked || !progress):
 		r.c.place.reset(f.Since)
-		r.c.acks.reset()
+		r.c.acks.reset(f.Since)
 		r.tellGap(k)
 	case asked && !progress: // the node cannot fill the hole and does not say so
 		r.c.place.reset(r.c.place.cursor())

@@ -291,9 +291,10 @@ func (r *receiver) welcome(k *conn, w *wire.Welcome) {
 	switch {
 	case w.Gap:
 		r.c.place.reset(w.Since)
-		r.c.acks.reset()
+		r.c.acks.reset(w.Since)
 	case r.c.place.cursor() == "":
 		r.c.place.reset(w.Since)
+		r.c.acks.reset(w.Since)
 	}
 	r.c.acks.use(k)
 	r.c.tell(Event{State: Connected, Node: k.node, Session: w.Session, Pending: w.Pending, Gap: w.Gap})

@@ -250,3 +250,96 @@ func TestStoredSince(t *testing.T) {
 		t.Error("a cursor with blanks is taken")
 	}
 }
+
+// An ephemeral message behind a stored one does not hold up its acknowledgement.
+func TestStoredBehindEphemeral(t *testing.T) {
+	t.Parallel()
+	f := newFake(t, script{})
+	release := make(chan struct{})
+	cfg := f.config()
+	cfg.OnMessage = func(_ context.Context, m Message) {
+		if m.Seq == 2 {
+			<-release
+		}
+	}
+	start(t, cfg)
+	s := recv(t, f.sessions, "a dial").welcomeAt("c0", 0, 0, false)
+	s.stored(1)
+	s.acks(1)
+	s.stored(2)
+	s.message("e1", `"ephemeral"`)
+	s.text(`{"type":"pong","ref":1}`)
+	close(release)
+	s.acks(2)
+}
+
+// Nothing was handled before the first Run ended: the second one begins where that
+// began, not from now.
+func TestStoredNothingHandled(t *testing.T) {
+	t.Parallel()
+	f := newFake(t, script{})
+	cfg := f.config()
+	got := make(chan Message, 10)
+	block := true
+	cfg.OnMessage = func(ctx context.Context, m Message) {
+		got <- m
+		if block && m.Seq == 0 {
+			<-ctx.Done()
+		}
+	}
+	r := start(t, cfg)
+	s := recv(t, f.sessions, "a dial").welcomeAt("c0", 0, 0, false)
+	s.message("e1", `1`)
+	recv(t, got, "the ephemeral one")
+	s.stored(1, 2)
+	s.text(`{"type":"ping","ref":"x"}`)
+	for len(r.place.cursor()) == 0 || r.place.cursor() == "c0" { // both were received, neither was handled
+	}
+	r.cancel()
+	if err := r.result(); err != nil {
+		t.Error(err)
+	}
+	block = false
+	r.again()
+	s = recv(t, f.sessions, "a dial of the second Run")
+	if s.since() != "c0" {
+		t.Errorf("it goes on behind %q, want c0", s.since())
+	}
+	s.welcomeAt("c0", 2, 2, false)
+	s.stored(1, 2)
+	for want := uint64(1); want <= 2; want++ {
+		if m := recv(t, got, "a message"); m.Seq != want {
+			t.Fatalf("%+v came, want %d", m, want)
+		}
+	}
+}
+
+// A handler that was at work when the log turned out to be another one acknowledges
+// nothing of the old one.
+func TestStoredAckOfOldLog(t *testing.T) {
+	t.Parallel()
+	f := newFake(t, script{})
+	release := make(chan struct{})
+	cfg := f.config()
+	got := make(chan Message, 10)
+	cfg.OnMessage = func(_ context.Context, m Message) {
+		got <- m
+		if m.ID == "m5" {
+			<-release
+		}
+	}
+	start(t, cfg)
+	s := recv(t, f.sessions, "a dial").welcomeAt("c0", 0, 0, false)
+	s.stored(5)
+	recv(t, got, "a message")
+	s.text(`{"type":"resumed","since":"y0","head":1,"gap":true}`)
+	s.text(`{"type":"message","id":"y1","time":"2026-01-02T03:04:05Z","seq":1,"cursor":"y1","data":1}`)
+	s.text(`{"type":"pong","ref":1}`)
+	s.close(1001, "")
+	s = recv(t, f.sessions, "a second dial").welcomeAt("y1", 1, 0, false)
+	close(release)
+	recv(t, got, "the message of the new log")
+	if c := s.frame(wire.TypeAck).Cursor; c != "y1" {
+		t.Errorf("%q is acknowledged, want y1", c)
+	}
+}

@@ -110,7 +110,7 @@ func (l *Locator) Run(ctx context.Context) error {
 	}
 	options := cluster.Options{URL: l.cfg.NATSURL, Token: string(l.cfg.NATSToken), CredsFile: l.cfg.NATSCreds,
 		Cluster: l.cfg.Cluster, Name: "dialring locator " + l.id, Log: l.log}
-	var syncDisk func(streams []string) error
+	var syncer cluster.Syncer
 	if l.cfg.embedsNATS() {
 		o := natsd.Options{Name: l.id, Listen: l.cfg.NATSListen, Dir: l.cfg.DataDir, Token: string(l.cfg.NATSToken), Log: l.log}
 		always := l.cfg.DataSync == "always"
@@ -123,7 +123,7 @@ func (l *Locator) Run(ctx context.Context) error {
 		}
 		defer s.Stop()
 		if always {
-			syncDisk = s.Sync
+			syncer = s
 		}
 		options.InProcess = s
 		l.addrs.NATS = "nats://" + s.Addr()
@@ -141,8 +141,8 @@ func (l *Locator) Run(ctx context.Context) error {
 
 	g.Go(func() error { return l.rings.Run(background) })
 	g.Go(func() error { return l.book.Run(background) })
-	if syncDisk != nil {
-		g.Go(func() error { return cluster.ServeSync(background, l.nats, syncDisk) })
+	if syncer != nil {
+		g.Go(func() error { return cluster.ServeSync(background, l.nats, syncer) })
 	}
 	g.Go(func() error { return l.keeper.Run(background) })
 	g.Go(func() error { l.router.run(background, l.book.Published()); return nil })

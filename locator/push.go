@@ -116,9 +116,8 @@ func (l *Locator) result(j *job) (wire.PushResult, *wire.Problem) {
 	l.metrics.pushed.Inc()
 	res := wire.PushResult{ID: j.ID, Seq: j.Reply.Seq, Stored: j.Durable, Delivered: j.Reply.Delivered, Acked: j.acked, Node: j.owner.ID, Epoch: j.epoch}
 	if j.Reply.Status == peer.StatusDuplicate {
-		if res.Duplicate = true; len(j.Reply.Body) > 0 {
-			res.ID = string(j.Reply.Body)
-		}
+		// Without an id: the limit has taken the first one within the window.
+		res.Duplicate, res.ID = true, string(j.Reply.Body)
 	}
 	return res, nil
 }

@@ -181,7 +181,8 @@ func (r *router) awaitAck(ctx context.Context, user string, seq uint64, wait tim
 	for end := time.Now().Add(wait); ; {
 		changed := r.rings.Changed()
 		cur := r.rings.Current()
-		left := time.Until(end)
+		asked := time.Now()
+		left := end.Sub(asked)
 		owner, ok := cur.Owner(user)
 		if ok {
 			body, err := json.Marshal(peer.Acked{Seq: seq, WaitMS: max(0, left.Milliseconds())})
@@ -192,7 +193,8 @@ func (r *router) awaitAck(ctx context.Context, user string, seq uint64, wait tim
 			if err == nil && reply.Status == peer.StatusOK && reply.Delivered > 0 {
 				return reply.Delivered
 			}
-			ok = err == nil && reply.Status == peer.StatusOK // it has waited as long as it does at a time
+			// It has waited as long as it does at a time, or it is about to end.
+			ok = err == nil && reply.Status == peer.StatusOK && time.Since(asked) >= retryPause
 		}
 		if left = time.Until(end); left <= 0 || ctx.Err() != nil {
 			return 0

@@ -320,11 +320,7 @@ func (n *Node) open(w http.ResponseWriter, r *http.Request, s *session) error {
 		n.catchUpBroadcasts(s)
 	}
 	s.opened()
-	catching := false
-	s.log.With(func(inbox.Cursor) { catching = s.catching })
-	if catching {
-		n.tasks.Go(s.catchUp)
-	}
+	s.log.With(func(inbox.Cursor) { s.startLocked() })
 	go s.read()
 	if s.doomed != 0 {
 		s.close(s.doomed, "")

@@ -43,7 +43,9 @@ type place struct {
 	acked      inbox.Cursor
 	live       bool
 	catching   bool          // a goroutine catches up, or will as soon as the session has opened
+	started    bool          // that goroutine runs
 	unresolved bool          // at is not known
+	now        inbox.Cursor  // with unresolved: where a device that is new goes on
 	first      []inbox.Entry // what follows at, if it was read already
 	resumes    []string      // cursors of the client's resumes that wait
 }
@@ -62,8 +64,11 @@ func (n *Node) attach(ctx context.Context, s *session, w *wire.Welcome) {
 	s.log.With(func(now inbox.Cursor) {
 		s.attached = true
 		if err != nil {
-			s.unresolved, s.catching = true, true
-			w.Since = s.since
+			// It may be asked for again what it has, rather than miss something.
+			s.unresolved, s.catching, s.now = true, true, now
+			if w.Since = s.since; w.Since == "" {
+				w.Since = wire.CursorStart
+			}
 			return
 		}
 		s.at, s.first, s.acked = at.From, at.First, at.acked
@@ -110,8 +115,12 @@ func (n *Node) resolve(ctx context.Context, s *session) (r resolved, err error) 
 	if p.err != nil && !errors.Is(p.err, inbox.ErrNone) {
 		return r, p.err
 	}
-	s.log.With(func(now inbox.Cursor) { r.head = now })
-	since := r.head
+	var since inbox.Cursor
+	s.log.With(func(now inbox.Cursor) {
+		if r.head, since = now, now; s.unresolved {
+			since = s.now
+		}
+	})
 	switch {
 	case s.since != "":
 		since = cursorOf(s.since)
@@ -119,8 +128,11 @@ func (n *Node) resolve(ctx context.Context, s *session) (r resolved, err error) 
 		since = p.c
 	}
 	r.rev = p.rev
-	if r.Start, err = n.find(ctx, s.log, since, r.head); err == nil && p.err == nil && p.c.Seq <= r.From.Seq {
+	if r.Start, r.head, err = n.find(ctx, s.log, since, r.head); err == nil && p.err == nil && s.since == "" && !r.Gap {
 		r.acked = p.c
+	}
+	if err == nil {
+		r.Count(ctx, n.stored.store, s.user, r.head, time.Now())
 	}
 	return r, err
 }
@@ -134,25 +146,35 @@ func cursorOf(since string) inbox.Cursor {
 	return c
 }
 
-// find is inbox.Find, within the bound for reads, and again while a replica of
-// the store is behind.
-func (n *Node) find(ctx context.Context, l *inbox.Log, since, head inbox.Cursor) (inbox.Start, error) {
-	select {
-	case n.stored.reads <- struct{}{}:
-		defer func() { <-n.stored.reads }()
-	case <-ctx.Done():
-		return inbox.Start{}, ctx.Err()
-	}
+// find is inbox.Find, within the bound for reads, and again while the store and the
+// head do not fit together. It returns the head by which it went: a cursor beyond
+// the one that is known has the log read anew, since another node may have stored
+// more.
+func (n *Node) find(ctx context.Context, l *inbox.Log, since, head inbox.Cursor) (inbox.Start, inbox.Cursor, error) {
+	look := since.Seq > head.Seq && since.Seq < math.MaxUint64
 	for {
+		if look {
+			if err := l.Look(ctx); err != nil {
+				return inbox.Start{}, head, err
+			}
+			l.With(func(now inbox.Cursor) { head = now })
+		}
+		select {
+		case n.stored.reads <- struct{}{}:
+		case <-ctx.Done():
+			return inbox.Start{}, head, ctx.Err()
+		}
 		st, err := inbox.Find(ctx, n.stored.store, l.User, since, head, time.Now())
+		<-n.stored.reads
 		if !errors.Is(err, inbox.ErrBehind) {
-			return st, err
+			return st, head, err
 		}
 		select {
 		case <-time.After(catchPause / 2):
 		case <-ctx.Done():
-			return st, err
+			return st, head, err
 		}
+		look = true
 	}
 }
 
@@ -195,6 +217,15 @@ func (s *session) storedLocked(e *inbox.Entry, frame []byte, p *push) {
 func (s *session) catchUpLocked() {
 	if s.live {
 		s.live, s.catching = false, true
+		s.startLocked()
+	}
+}
+
+// startLocked starts the goroutine of a session that is to catch up, once. The log
+// is locked.
+func (s *session) startLocked() {
+	if s.catching && !s.started {
+		s.started = true
 		s.node.tasks.Go(s.catchUp)
 	}
 }
@@ -234,7 +265,7 @@ func (s *session) catchUp() {
 			case len(s.resumes) > 0 && answer == nil:
 				resume, s.resumes = s.resumes[0], s.resumes[1:]
 			case same(at, head):
-				s.live, s.catching, done = true, false, true
+				s.live, s.catching, s.started, done = true, false, false, true
 			}
 		})
 		switch {
@@ -281,12 +312,7 @@ func (s *session) rewind(since string, head inbox.Cursor) *wire.Resumed {
 	ctx, cancel := context.WithTimeout(s.node.ctx, attachTimeout)
 	defer cancel()
 	c := cursorOf(since)
-	if c.Seq > head.Seq { // another node may have stored more than this one knows
-		if s.log.Look(ctx) == nil {
-			s.log.With(func(now inbox.Cursor) { head = now })
-		}
-	}
-	st, err := s.node.find(ctx, s.log, c, head)
+	st, head, err := s.node.find(ctx, s.log, c, head)
 	if err != nil {
 		s.log.With(func(inbox.Cursor) { s.resumes = append([]string{since}, s.resumes...) })
 		s.pause()
@@ -308,7 +334,7 @@ func (s *session) rewind(since string, head inbox.Cursor) *wire.Resumed {
 func (s *session) goOn(at, head inbox.Cursor) {
 	ctx, cancel := context.WithTimeout(s.node.ctx, attachTimeout)
 	defer cancel()
-	st, err := s.node.find(ctx, s.log, at, head)
+	st, _, err := s.node.find(ctx, s.log, at, head)
 	switch {
 	case err != nil:
 		s.pause()

@@ -62,8 +62,8 @@ type stored struct {
 func newStored(n *Node, store inbox.Store, age time.Duration, log *slog.Logger) *stored {
 	d := &stored{store: store, reads: make(chan struct{}, readsAtOnce), looks: map[string]time.Time{}}
 	d.logs = inbox.Logs{Store: store, Age: age, Log: log, Owner: n.ownerOfLog, Deliver: n.deliverStored, Behind: n.logBehind, Lost: n.logLost,
-		Late: n.tellOwner, Taken: d.taken, Noted: d.positions.NoteHead}
-	d.positions.Store, d.positions.Log, d.positions.Head, d.positions.HeadsAfter = store, log, d.logs.Head, min(age/4, 10*time.Minute)
+		Late: n.tellOwner, Taken: d.taken, First: n.logFirst}
+	d.positions.Store, d.positions.Log = store, log
 	d.health = storeHealth{store: store, log: log, look: make(chan struct{}, 1)}
 	return d
 }
@@ -196,9 +196,22 @@ func (n *Node) logBehind(l *inbox.Log) {
 	}
 }
 
+// logFirst notes where sessions that came while the store was away go on, if
+// nothing else says so: what is stored from now on is new to them. The log is locked.
+func (n *Node) logFirst(l *inbox.Log, head inbox.Cursor) {
+	_, sessions := n.hub.find([]byte(l.User))
+	for _, s := range sessions {
+		if s.attached && s.unresolved {
+			s.now = head
+		}
+	}
+}
+
 // logLost ends the sessions of a log whose store lost data: their clients come
-// back with their cursors, and their welcome tells them. The log is locked.
+// back with their cursors, and their welcome tells them. What was acknowledged was
+// of another log. The log is locked.
 func (n *Node) logLost(l *inbox.Log) {
+	readersOf(l).acked = 0
 	_, sessions := n.hub.find([]byte(l.User))
 	for _, s := range sessions {
 		s.close(wire.CloseMoved, "the store lost messages: resume by the cursor")

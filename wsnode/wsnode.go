@@ -171,8 +171,8 @@ func (n *Node) Run(ctx context.Context) error {
 	}}
 	n.peers.Token = func(node string) string { return n.signer.Peer(fromNode+n.cfg.NodeID, node, time.Now()) }
 	store, err := inbox.NewJetStream(inbox.Options{Conn: n.nats.NATS(), Cluster: n.cfg.Cluster, Partitions: n.cfg.InboxPartitions, Replicas: n.cfg.InboxReplicas,
-		Limits:    inbox.Limits{Messages: n.cfg.InboxMaxMessages, Age: n.cfg.InboxMaxAge, Window: n.cfg.IdempotencyWindow},
-		NeedsSync: n.nats.NeedsSync, Sync: n.nats.Sync, Log: n.log})
+		Limits: inbox.Limits{Messages: n.cfg.InboxMaxMessages, Age: n.cfg.InboxMaxAge, Window: n.cfg.IdempotencyWindow},
+		Synced: n.nats.Synced, Sync: n.nats.Sync, Log: n.log})
 	if err != nil {
 		return err
 	}

@@ -25,10 +25,13 @@ type Options struct {
 	Partitions int // streams; counts only when the cluster's first node makes them; 0: eight in a NATS cluster, else one
 	Replicas   int // of each stream; 0: three in a NATS cluster, else one
 	Limits     Limits
-	// NeedsSync tells whether what the server acknowledges is safe only after Sync.
-	NeedsSync func() bool
-	Sync      func(ctx context.Context, streams []string) error
-	Log       *slog.Logger
+	// Synced tells which server acknowledges, if that is safe only after Sync; "" if
+	// it is safe as it is.
+	Synced func() (server string, err error)
+	// Sync returns when what that server has acknowledged is safe, and an error if
+	// another one has taken its place.
+	Sync func(ctx context.Context, server string, streams []string) error
+	Log  *slog.Logger
 }
 
 // JetStream is the Store. The messages of a user are one subject of one of
@@ -59,12 +62,13 @@ type JetStream struct {
 // subject that it comes to.
 type acks struct {
 	mu      sync.Mutex
-	prefix  string // of the subjects; "": not subscribed yet
+	prefix  string // of the subjects
 	last    uint64
 	waiting map[string]waiting
 	closed  bool
-	queue   []*nats.Msg   // to be published
-	wake    chan struct{} // the publisher
+	queue   []*nats.Msg    // to be published
+	wake    chan struct{}  // the publisher
+	calls   sync.WaitGroup // of done that are under way
 }
 
 type waiting struct {
@@ -89,12 +93,12 @@ func (s *JetStream) AppendAsync(user string, e *Entry, key string, expect uint64
 		return
 	}
 	p, subject, _ := s.placeKnown(user)
-	reply, err := s.acks.add(s, waiting{func(pos uint64, dup bool, err error) {
-		if err != nil || !s.o.NeedsSync() {
+	reply, err := s.acks.add(waiting{func(pos uint64, dup bool, err error) {
+		if err != nil {
 			done(pos, dup, err)
 			return
 		}
-		s.syncs.add(s.stream(p), func(err error) { done(pos, dup, err) })
+		s.safe(p, func(err error) { done(pos, dup, err) })
 	}, deadline})
 	if err != nil {
 		done(0, false, err)
@@ -125,28 +129,35 @@ func (s *JetStream) publishLoop(ctx context.Context) {
 		s.acks.queue = nil
 		s.acks.mu.Unlock()
 		for _, m := range queue {
+			if !s.acks.waits(m.Reply) {
+				continue // its time is over, and somebody was told so
+			}
 			if err := s.o.Conn.PublishMsg(m); err != nil {
 				if w, ok := s.acks.take(m.Reply); ok {
 					w.done(0, false, err)
+					s.acks.calls.Done()
 				}
 			}
 		}
 	}
 }
 
+// listen subscribes to the acknowledgements.
+func (s *JetStream) listen() error {
+	prefix := s.o.Conn.NewInbox() + "."
+	_, err := s.o.Conn.Subscribe(prefix+"*", s.acknowledged)
+	s.acks.mu.Lock()
+	defer s.acks.mu.Unlock()
+	s.acks.prefix, s.acks.waiting = prefix, map[string]waiting{}
+	return err
+}
+
 // add has an acknowledgement waited for, and returns the subject for it.
-func (a *acks) add(s *JetStream, w waiting) (string, error) {
+func (a *acks) add(w waiting) (string, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.closed {
+	if a.closed || a.waiting == nil {
 		return "", errBroken
-	}
-	if a.prefix == "" {
-		prefix := s.o.Conn.NewInbox() + "."
-		if _, err := s.o.Conn.Subscribe(prefix+"*", s.acknowledged); err != nil {
-			return "", err
-		}
-		a.prefix, a.waiting = prefix, map[string]waiting{}
 	}
 	a.last++
 	reply := a.prefix + strconv.FormatUint(a.last, 36)
@@ -154,11 +165,15 @@ func (a *acks) add(s *JetStream, w waiting) (string, error) {
 	return reply, nil
 }
 
+// take takes who waits for an acknowledgement; the caller ends the call with Done.
 func (a *acks) take(reply string) (waiting, bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	w, ok := a.waiting[reply]
-	delete(a.waiting, reply)
+	if ok {
+		a.calls.Add(1)
+		delete(a.waiting, reply)
+	}
 	return w, ok
 }
 
@@ -168,6 +183,7 @@ func (s *JetStream) acknowledged(m *nats.Msg) {
 	if !ok {
 		return // it came too late
 	}
+	defer s.acks.calls.Done()
 	if len(m.Data) == 0 && m.Header.Get(statusHeader) == statusNoResponders {
 		s.Wake()
 		w.done(0, false, nats.ErrNoResponders)
@@ -177,6 +193,13 @@ func (s *JetStream) acknowledged(m *nats.Msg) {
 }
 
 const statusNoResponders = "503"
+
+func (a *acks) waits(reply string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	_, ok := a.waiting[reply]
+	return ok
+}
 
 // fail ends those whose time is over at now, or all, with err.
 func (a *acks) fail(now time.Time, all bool, err error) {
@@ -194,7 +217,8 @@ func (a *acks) fail(now time.Time, all bool, err error) {
 	}
 }
 
-// expire ends appends whose time is over, until ctx ends, and then all.
+// expire ends appends whose time is over, until ctx ends, and then all. No callback
+// is under way any more when it returns.
 func (s *JetStream) expire(ctx context.Context) {
 	t := time.NewTicker(expireEvery)
 	defer t.Stop()
@@ -205,6 +229,7 @@ func (s *JetStream) expire(ctx context.Context) {
 			s.acks.closed = true
 			s.acks.mu.Unlock()
 			s.acks.fail(time.Time{}, true, errBroken)
+			s.acks.calls.Wait()
 			return
 		case now := <-t.C:
 			s.acks.fail(now, false, errNoAnswer)
@@ -235,8 +260,8 @@ func NewJetStream(o Options) (*JetStream, error) {
 	if err != nil {
 		return nil, err
 	}
-	if o.NeedsSync == nil {
-		o.NeedsSync = func() bool { return false }
+	if o.Synced == nil {
+		o.Synced = func() (string, error) { return "", nil }
 	}
 	return &JetStream{o: o, js: js, missing: make(chan struct{}, 1), known: make(chan struct{}), acks: acks{wake: make(chan struct{}, 1)}, syncs: syncs{Sync: o.Sync}}, nil
 }
@@ -247,6 +272,9 @@ func (s *JetStream) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer s.syncs.wg.Wait()
 	defer wg.Wait()
+	if err := s.listen(); err != nil {
+		return err
+	}
 	wg.Go(func() { s.expire(ctx) })
 	wg.Go(func() { s.publishLoop(ctx) })
 	for {
@@ -408,16 +436,26 @@ func (s *JetStream) Append(ctx context.Context, user string, e *Entry, key strin
 		return 0, false, err
 	}
 	pos, dup, err := s.publish(ctx, message(subject, e, key, expect))
-	if err == nil && s.o.NeedsSync() {
-		synced := make(chan error, 1)
-		s.syncs.add(s.stream(p), func(err error) { synced <- err })
+	if err == nil {
+		safe := make(chan error, 1)
+		s.safe(p, func(err error) { safe <- err })
 		select {
-		case err = <-synced:
+		case err = <-safe:
 		case <-ctx.Done():
 			err = ctx.Err()
 		}
 	}
 	return pos, dup, err
+}
+
+// safe calls done when what was just acknowledged in a partition is safe.
+func (s *JetStream) safe(p int, done func(error)) {
+	server, err := s.o.Synced()
+	if err != nil || server == "" {
+		done(err)
+		return
+	}
+	s.syncs.add(server, s.stream(p), done)
 }
 
 func message(subject string, e *Entry, key string, expect uint64) *nats.Msg {
@@ -639,11 +677,7 @@ func (s *JetStream) Read(ctx context.Context, user string, pos uint64) ([]Entry,
 }
 
 func (s *JetStream) positionSubject(user, device string) string {
-	d := "_" // encodes nothing
-	if device != "" {
-		d = encode(device)
-	}
-	return s.o.Cluster + ".position." + encode(user) + "." + d
+	return s.o.Cluster + ".position." + encode(user) + "." + encode(device)
 }
 
 // Position implements Store.

@@ -57,9 +57,8 @@ type Logs struct {
 	// Late is called when a message was stored and the user belongs to another
 	// node by then, who has to look.
 	Late func(user string)
-	// Noted is called, with the log locked, when a log has a new end, and not again
-	// until Head was asked for it.
-	Noted func(user string)
+	// First is called, with the log locked, when its end is known for the first time.
+	First func(l *Log, head Cursor)
 	// Age is how long the store keeps a message.
 	Age time.Duration
 	Log *slog.Logger
@@ -71,6 +70,7 @@ type Logs struct {
 	// Workers that wait for a log take it from here: a goroutine of its own for each
 	// append would grow its stack anew each time.
 	work chan *Log
+	over chan struct{}
 	idle atomic.Int64
 }
 
@@ -104,7 +104,6 @@ type Log struct {
 	head    Cursor    // newest message that is known
 	at      time.Time // of that message
 	known   bool      // head was read, or told by the owner
-	noted   bool      // Noted was called, and Head was not since
 	ring    any       // by which it was read as the owner; nil: it was not
 	queue   []work
 	running bool
@@ -121,7 +120,7 @@ type work struct {
 }
 
 func (l *Logs) shard(user string) *logShard {
-	l.once.Do(func() { l.seed, l.work = maphash.MakeSeed(), make(chan *Log) })
+	l.once.Do(func() { l.seed, l.work, l.over = maphash.MakeSeed(), make(chan *Log), make(chan struct{}) })
 	return &l.shards[maphash.String(l.seed, user)%uint64(len(l.shards))]
 }
 
@@ -170,8 +169,8 @@ func (g *Log) Release() {
 
 // Wait returns when no goroutine of a log is left. Nothing may be added any more.
 func (l *Logs) Wait() {
-	l.shard("") // for work
-	close(l.work)
+	l.shard("") // for over
+	close(l.over)
 	l.wg.Wait()
 }
 
@@ -187,21 +186,15 @@ func (l *Logs) start(g *Log) {
 					l.idle.Add(-1)
 					return
 				}
-				g = <-l.work
+				select {
+				case g = <-l.work:
+				case <-l.over:
+					return
+				}
 				l.idle.Add(-1)
 			}
 		})
 	}
-}
-
-// Head returns the end of a user's log, if it is known.
-func (l *Logs) Head(user string) (Cursor, bool) {
-	g := l.Get(user)
-	defer g.Release()
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.noted = false
-	return g.head, g.known && g.head.Seq > 0
 }
 
 // Append stores a push as the user's next message, after those that were given
@@ -431,13 +424,11 @@ func (g *Log) read(ctx context.Context, ring any) error {
 	g.mu.Unlock()
 	last, err := g.logs.Store.Last(ctx, g.User)
 	head := last.Cursor
-	if errors.Is(err, ErrNone) { // nothing is kept; what was the number of the last one?
-		if known && was.Seq > 0 && time.Since(at) >= g.logs.Age {
-			head, err = was, nil // its time was over
-		} else if head, _, err = g.logs.Store.Position(ctx, g.User, ""); errors.Is(err, ErrNone) {
-			head, err = Cursor{}, nil
+	if errors.Is(err, ErrNone) { // nothing is kept
+		head, err, last.Time = Cursor{}, nil, at
+		if known && was.Seq > 0 && time.Since(at) >= g.logs.Age { // its time was over: the numbers go on
+			head = Cursor{Seq: was.Seq, Tag: was.Tag}
 		}
-		head.Pos, last.Time = 0, at
 	}
 	if err != nil {
 		return err
@@ -473,11 +464,11 @@ func (g *Log) read(ctx context.Context, ring any) error {
 }
 
 func (g *Log) setLocked(c Cursor, at time.Time) {
-	if c.Seq > 0 && c != g.head && !g.noted {
-		g.noted = true
-		g.logs.Noted(g.User)
-	}
+	first := !g.known
 	g.head, g.at, g.known = c, at, true
+	if first {
+		g.logs.First(g, c)
+	}
 }
 
 // With calls f with the log locked: nothing is delivered meanwhile. f must not

@@ -21,7 +21,7 @@ func owned(s Store, ring *atomic.Int64, got func(e *Entry, p *Push)) *Logs {
 	return &Logs{Store: s, Log: slog.New(slog.DiscardHandler), Age: time.Hour,
 		Owner:   func(string) (any, bool) { return ring.Load(), true },
 		Deliver: func(_ *Log, e *Entry, p *Push) { got(e, p) },
-		Behind:  func(*Log) {}, Lost: func(*Log) {}, Late: func(string) {}, Noted: func(string) {}, Taken: func(string, any) {}}
+		Behind:  func(*Log) {}, Lost: func(*Log) {}, Late: func(string) {}, First: func(*Log, Cursor) {}, Taken: func(string, any) {}}
 }
 
 // answer is how a push ended.
@@ -196,8 +196,8 @@ func logLost(t *testing.T, as func(Store) Store) {
 	}
 }
 
-// All of a log has become too old: numbers go on, for who knew them and, when the
-// end was written down, for everybody.
+// All of a log has become too old: numbers go on for who knew them. For a node that
+// did not they begin anew, and a cursor of before is a gap.
 func TestLogTooOld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := NewMemory(Limits{Messages: 10, Age: time.Hour, Window: time.Minute})
@@ -207,24 +207,27 @@ func TestLogTooOld(t *testing.T) {
 		defer l.Wait()
 		send(l, "alice", "1", "", "x")
 		send(l, "alice", "2", "", "x")
-		head, ok := l.Head("alice")
-		if !ok || head.Seq != 2 {
-			t.Fatalf("head %+v %v", head, ok)
-		}
 		time.Sleep(2 * time.Hour)
 		ring.Store(2)
 		if a := send(l, "alice", "3", "", "x"); a.seq != 3 {
 			t.Errorf("the next is %+v", a)
 		}
-		head, _ = l.Head("alice")
-		if _, err := m.SetPosition(t.Context(), "alice", "", head, 0); err != nil {
+		last, err := m.Last(t.Context(), "alice")
+		if err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(2 * time.Hour)
 		fresh := owned(m, &ring, deliver)
 		defer fresh.Wait()
-		if a := send(fresh, "alice", "4", "", "x"); a.seq != 4 {
+		if a := send(fresh, "alice", "4", "", "x"); a.seq != 1 {
 			t.Errorf("another node's next is %+v", a)
+		}
+		head, err := m.Last(t.Context(), "alice")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st, err := Find(t.Context(), m, "alice", last.Cursor, head.Cursor, time.Now()); err != nil || !st.Gap || len(st.First) != 1 {
+			t.Errorf("from a cursor of before: %+v, %v", st, err)
 		}
 	})
 }
@@ -251,17 +254,36 @@ func TestLogsForget(t *testing.T) {
 	}
 }
 
+// A cursor that lies behind all that the store has now is of another log, however
+// far: the store was made anew.
+func TestFindFarBehind(t *testing.T) {
+	m := NewMemory(Limits{Messages: 10, Age: time.Hour, Window: time.Minute})
+	head := Cursor{}
+	for i := range 6 {
+		e := &Entry{Cursor: head.next("alice", fmt.Sprint(i), 0), Prev: head.Tag, ID: fmt.Sprint(i), Time: time.Now()}
+		e.Pos, _, _ = m.Append(t.Context(), "alice", e, fmt.Sprint(i), head.Pos)
+		head = e.Cursor
+	}
+	for _, since := range []Cursor{{3, 54, 7}, {3, 6, 7}, {3, 3, 7}, {9, 9, 7}, {9, 1, 7}, {6, 6, 7}} {
+		st, err := Find(t.Context(), m, "alice", since, head, time.Now())
+		if err != nil || !st.Gap || len(st.First) != 6 || st.From != (Cursor{}) {
+			t.Errorf("since %#v: %+v, %v", since, st, err)
+		}
+	}
+}
+
 // Find against a log that a model kept all of: whatever cursor a client comes with,
 // it gets each message once and in order, and a gap says when some are missing.
 func TestFind(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		m := NewMemory(Limits{Messages: rapid.IntRange(1, 8).Draw(rt, "kept"), Age: time.Hour, Window: time.Nanosecond})
 		ctx := context.Background()
+		m.pos = rapid.Uint64Range(0, 50).Draw(rt, "noise before")
 		var all []Cursor // of the log as it is
 		foreign := []Cursor{{Seq: 99, Pos: 99, Tag: 99}, {Seq: 1, Pos: 1, Tag: 1}}
 		head := Cursor{}
 		for i := range rapid.IntRange(0, 25).Draw(rt, "steps") {
-			switch rapid.SampledFrom([]string{"append", "append", "append", "append", "noise", "lose"}).Draw(rt, "step") {
+			switch rapid.SampledFrom([]string{"append", "append", "append", "append", "noise", "lose", "wipe"}).Draw(rt, "step") {
 			case "append":
 				e := &Entry{Cursor: head.next("alice", fmt.Sprint(i), 0), Prev: head.Tag, ID: fmt.Sprint(i), Time: time.Now()}
 				pos, _, err := m.Append(ctx, "alice", e, fmt.Sprint(i), head.Pos)
@@ -273,6 +295,10 @@ func TestFind(t *testing.T) {
 				all = append(all, head)
 			case "noise":
 				m.pos++
+			case "wipe": // the store is made anew
+				foreign = append(foreign, all...)
+				all, head = nil, Cursor{}
+				m.logs["alice"], m.pos = nil, 0
 			case "lose": // a power cut: the end is gone, and its places are used again
 				l := m.logs["alice"]
 				if len(l) < 2 {

@@ -71,7 +71,7 @@ func newOwner(name string, s Store, owns *atomic.Pointer[string], as func(Store)
 			o.seen = append(o.seen, e.Seq)
 			o.result <- fmt.Sprintf("stored %s as %d", p.ID, e.Seq)
 		},
-		Behind: func(*Log) {}, Lost: func(*Log) { o.result <- "lost" }, Late: func(string) {}, Noted: func(string) {}, Taken: func(string, any) {}}
+		Behind: func(*Log) {}, Lost: func(*Log) { o.result <- "lost" }, Late: func(string) {}, First: func(*Log, Cursor) {}, Taken: func(string, any) {}}
 	return o
 }
 

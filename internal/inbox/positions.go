@@ -16,23 +16,16 @@ import (
 type Positions struct {
 	Store Store
 	Log   *slog.Logger
-	// Head returns the end of a user's log as it is when it is written.
-	Head func(user string) (Cursor, bool)
-	// HeadsAfter is how long the end of a log waits to be written. It is needed
-	// only when all of the log has become too old.
-	HeadsAfter time.Duration
 
 	mu    sync.Mutex
 	byKey map[[2]string]*position
-	heads int
-	// What waits, in the order in which it is due: devices, ends of logs, and what
-	// was closed. An entry that was written since, or stands twice, is passed over.
-	queues [3][]*position
+	// What waits, in the order in which it is due: devices, and those that were
+	// closed. An entry that was written since, or stands twice, is passed over.
+	queues [2][]*position
 }
 
 const (
-	queueDevices = iota
-	queueHeads
+	queueOpen = iota
 	queueClosed
 )
 
@@ -50,8 +43,6 @@ const (
 	writeEvery   = time.Second
 	writeLook    = 100 * time.Millisecond
 	writesAtOnce = 32
-	// maxHeads bounds the memory for ends of logs that wait.
-	maxHeads = 100_000
 )
 
 // Open holds on to a device's position, whose revision is known if it was read.
@@ -81,28 +72,18 @@ func (p *Positions) Close(user, device string) {
 	p.forgetLocked(e)
 }
 
-// NoteHead notes that a log has a new end.
-func (p *Positions) NoteHead(user string) { p.Note(user, "", Cursor{}) }
-
 // Note notes a position.
 func (p *Positions) Note(user, device string, c Cursor) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	wait, queue := writeEvery, queueDevices
-	if device == "" {
-		wait, queue = p.HeadsAfter, queueHeads
-		if p.heads >= maxHeads && p.byKey[[2]string{user, device}] == nil {
-			return
-		}
-	}
 	e := p.entryLocked(user, device)
-	if device != "" && c.Pos < e.c.Pos { // two sessions of one device: the one that is ahead
+	if c.Pos < e.c.Pos { // two sessions of one device: the one that is ahead
 		return
 	}
 	e.c = c
 	if e.at.IsZero() {
-		e.at = time.Now().Add(wait)
-		p.queues[queue] = append(p.queues[queue], e)
+		e.at = time.Now().Add(writeEvery)
+		p.queues[queueOpen] = append(p.queues[queueOpen], e)
 	}
 }
 
@@ -115,9 +96,6 @@ func (p *Positions) entryLocked(user, device string) *position {
 		}
 		e = &position{key: k}
 		p.byKey[k] = e
-		if device == "" {
-			p.heads++
-		}
 	}
 	return e
 }
@@ -125,9 +103,6 @@ func (p *Positions) entryLocked(user, device string) *position {
 func (p *Positions) forgetLocked(e *position) {
 	if e.pins == 0 && e.at.IsZero() && !e.writing && p.byKey[e.key] == e {
 		delete(p.byKey, e.key)
-		if e.key[1] == "" {
-			p.heads--
-		}
 	}
 }
 
@@ -182,22 +157,16 @@ func (p *Positions) write(ctx context.Context, now time.Time) {
 	for _, e := range p.due(now) {
 		g.Go(func() error {
 			p.mu.Lock()
-			c, ok := e.c, true
+			c := e.c
 			p.mu.Unlock()
-			if e.key[1] == "" {
-				c, ok = p.Head(e.key[0])
-			}
-			var err error
-			if ok {
-				err = p.writeOne(ctx, e, c)
-			}
+			err := p.writeOne(ctx, e, c)
 			p.mu.Lock()
 			defer p.mu.Unlock()
 			e.writing = false
 			if err != nil && e.at.IsZero() {
 				p.Log.Debug("a position was not written; trying again", "event", "position_unwritten", "user", e.key[0], "device", e.key[1], "error", err)
 				e.at = time.Now().Add(writeEvery)
-				p.queues[queueDevices] = append(p.queues[queueDevices], e)
+				p.queues[queueOpen] = append(p.queues[queueOpen], e)
 			}
 			p.forgetLocked(e)
 			return nil

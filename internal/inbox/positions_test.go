@@ -27,8 +27,7 @@ func (c *counting) SetPosition(ctx context.Context, user, device string, cur Cur
 }
 
 func positionsIn(t *testing.T, s Store) (p *Positions, run func()) {
-	p = &Positions{Store: s, Log: slog.New(slog.DiscardHandler), HeadsAfter: time.Minute,
-		Head: func(string) (Cursor, bool) { return Cursor{7, 7, 7}, true }}
+	p = &Positions{Store: s, Log: slog.New(slog.DiscardHandler)}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); p.Run(ctx) }()
@@ -99,18 +98,14 @@ func TestPositionsStoreAway(t *testing.T) {
 		defer end()
 		m.Fail(errFault)
 		p.Note("alice", "d", Cursor{3, 3, 3})
-		p.NoteHead("alice")
-		time.Sleep(time.Minute + 5*time.Second)
+		time.Sleep(time.Minute)
 		m.Fail(nil)
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
 		if c, _, err := m.Position(t.Context(), "alice", "d"); err != nil || c.Seq != 3 {
 			t.Errorf("%+v, %v", c, err)
 		}
-		if c, _, err := m.Position(t.Context(), "alice", ""); err != nil || c.Seq != 7 {
-			t.Errorf("the log's own: %+v, %v", c, err)
-		}
-		if len(p.byKey) != 0 || p.heads != 0 {
+		if len(p.byKey) != 0 {
 			t.Errorf("%d positions are kept", len(p.byKey))
 		}
 	})
@@ -119,11 +114,11 @@ func TestPositionsStoreAway(t *testing.T) {
 // Flush writes at once.
 func TestPositionsFlush(t *testing.T) {
 	m := NewMemory(suiteLimits)
-	p := &Positions{Store: m, Log: slog.New(slog.DiscardHandler), HeadsAfter: time.Hour, Head: func(string) (Cursor, bool) { return Cursor{1, 1, 1}, true }}
+	p := &Positions{Store: m, Log: slog.New(slog.DiscardHandler)}
 	p.Note("alice", "d", Cursor{3, 3, 3})
-	p.NoteHead("bob")
+	p.Note("bob", "d", Cursor{1, 1, 1})
 	p.Flush(t.Context())
-	for k, want := range map[[2]string]uint64{{"alice", "d"}: 3, {"bob", ""}: 1} {
+	for k, want := range map[[2]string]uint64{{"alice", "d"}: 3, {"bob", "d"}: 1} {
 		if c, _, err := m.Position(t.Context(), k[0], k[1]); err != nil || c.Seq != want {
 			t.Errorf("%v: %+v, %v", k, c, err)
 		}

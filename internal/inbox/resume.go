@@ -15,7 +15,7 @@ type Start struct {
 	// First are the first messages after From, perhaps all.
 	First []Entry
 	// Pending counts the messages after From, up to the head, whose own time is not
-	// over. Behind First it takes those that nobody looked at for messages.
+	// over. Behind First it takes all for such; Count looks.
 	Pending uint64
 }
 
@@ -37,7 +37,8 @@ func Find(ctx context.Context, s Store, user string, since, head Cursor, now tim
 	if since.Seq == head.Seq && since.Tag == head.Tag {
 		return Start{From: head}, nil
 	}
-	if since.Seq < head.Seq && head.Pos > 0 {
+	// What lies behind the head, or numbers beyond it, is of another log.
+	if since.Seq < head.Seq && head.Pos > 0 && since.Pos < head.Pos {
 		l, err := s.Read(ctx, user, since.Pos)
 		switch {
 		case err != nil:
@@ -97,3 +98,29 @@ func start(from Cursor, l []Entry, head Cursor, now time.Time) (Start, error) {
 	}
 	return st, nil
 }
+
+// Count makes Pending exact, also behind First, for as long as ctx allows, and up
+// to some MiB of messages.
+func (st *Start) Count(ctx context.Context, s Store, user string, head Cursor, now time.Time) {
+	if len(st.First) == 0 {
+		return
+	}
+	last := st.First[len(st.First)-1].Cursor
+	for range countChunks {
+		if last.Seq >= head.Seq {
+			return
+		}
+		l, err := s.Read(ctx, user, last.Pos+1)
+		if err != nil || len(l) == 0 {
+			return
+		}
+		for i := range l {
+			if l[i].Seq <= head.Seq && l[i].Expired(now) {
+				st.Pending--
+			}
+		}
+		last = l[len(l)-1].Cursor
+	}
+}
+
+const countChunks = 16

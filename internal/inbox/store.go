@@ -38,7 +38,7 @@ type Store interface {
 	Read(ctx context.Context, user string, pos uint64) ([]Entry, error)
 
 	// Position returns what SetPosition stored for a device of the user, and its
-	// revision; ErrNone if there is nothing. Device "" is the log's own: its end.
+	// revision; ErrNone if there is nothing.
 	Position(ctx context.Context, user, device string) (Cursor, uint64, error)
 	// SetPosition stores a position if the revision is still rev (0: none), and
 	// returns the new one. ErrConflict: it is not.

@@ -186,6 +186,13 @@ func start(ctx context.Context, o Options, log *logger) (*server.Server, error) 
 // Addr is the address on which it listens.
 func (s *Server) Addr() string { return s.o.Listen }
 
+// ID names this run of the server: it is another one when it was started anew.
+func (s *Server) ID() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.s.ID()
+}
+
 // InProcessConn connects without a socket; it makes Server an
 // nats.InProcessConnProvider.
 func (s *Server) InProcessConn() (net.Conn, error) {
