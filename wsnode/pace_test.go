@@ -3,6 +3,7 @@ package wsnode
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"math"
 	"slices"
 	"testing"
@@ -11,6 +12,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/dialring/dialring/internal/inbox"
 	"github.com/dialring/dialring/internal/ring"
 	"github.com/dialring/dialring/internal/ticket"
 )
@@ -18,7 +20,8 @@ import (
 // formerNode is a node that has lost all its users to others, and does not run.
 func formerNode(users, devices int) *Node {
 	n := &Node{cfg: Config{NodeID: "me", MoveDeadline: time.Hour, DevicePolicy: "allow", MaxSessionsPerUser: 99, SessionQueueBytes: 1 << 20},
-		signer: ticket.NewSigner(), hub: newHub(), someLeft: make(chan struct{}, 1)}
+		signer: ticket.NewSigner(), hub: newHub(), someLeft: make(chan struct{}, 1), log: slog.New(slog.DiscardHandler)}
+	n.stored = newStored(n, inbox.NewMemory(inbox.Limits{Messages: 100, Age: time.Hour, Window: time.Minute}), time.Hour, n.log)
 	n.metrics = n.newMetrics()
 	for u := range users {
 		for d := range devices {
@@ -30,7 +33,7 @@ func formerNode(users, devices int) *Node {
 
 // hold adds a session, of whomever: what it is sent stays in its queue.
 func (n *Node) hold(user, device string) *session {
-	s := &session{id: user + "-" + device, user: user, device: device, node: n, writing: true}
+	s := &session{id: user + "-" + device, user: user, device: device, node: n, writing: true, log: n.stored.logs.Get(user)}
 	if _, p := n.hub.add(s, &n.cfg, nil); p != nil {
 		panic(p)
 	}

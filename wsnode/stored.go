@@ -76,20 +76,22 @@ func (n *Node) ownerOfLog(user string) (any, bool) {
 }
 
 // pushStored stores a push, writes it to the user's sessions, and answers.
-func (n *Node) pushStored(in *peer.In) {
+func (n *Node) pushStored(in *peer.In) { n.pushStoredTo(in, in.Reply) }
+
+func (n *Node) pushStoredTo(in *peer.In, reply func(peer.Reply)) {
 	if n.stored.health.down.Load() {
-		in.Reply(storeReply(errors.New("the store has not taken anything for a while")))
+		reply(storeReply(errors.New("the store has not taken anything for a while")))
 		return
 	}
 	size := int64(len(in.Body))
 	if n.stored.storing.Add(size) > maxStoring {
 		n.stored.storing.Add(-size)
-		in.Reply(storeReply(errors.New("too much waits for the store")))
+		reply(storeReply(errors.New("too much waits for the store")))
 		return
 	}
 	answer := func(r peer.Reply) {
 		n.stored.storing.Add(-size)
-		in.Reply(r)
+		reply(r)
 	}
 	user, id := string(in.User), string(in.ID)
 	n.stored.logs.Append(user, &inbox.Push{ID: id, Key: inbox.Key(user, string(in.Key), id), JSON: in.JSON, Body: in.Body, TTL: in.TTL,
