@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -24,6 +25,11 @@ func (l *load) kept(t *testing.T) {
 	t.Log(r)
 	if r.bad() || r.accepted != r.pushes || r.pushes == 0 {
 		t.Errorf("stored pushes: not everything was accepted in the end, and came once and in order:\n%v", r)
+	}
+	for _, w := range l.wires {
+		if f := w.report(); f != "" {
+			t.Errorf("on the wire:\n%s", f)
+		}
 	}
 }
 
@@ -109,9 +115,10 @@ func TestInboxNATSCluster(t *testing.T) {
 	eventually(t, "pushes are stored", func() bool { status, _, _ := l.store(t, "probe", "1", "", ""); return status == 200 })
 	load := durableLoad(t, l)
 	load.pushed(t, 200)
-	servers[0].kill() // it leads something, most likely
+	lead := streamLeader(t, natsURL, "dialring_inbox_0")
+	servers[lead].kill()
 	load.pushed(t, 100)
-	servers[0] = again(0)
+	servers[lead] = again(lead)
 	load.pushed(t, 200)
 	if err := servers[1].cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
@@ -123,7 +130,8 @@ func TestInboxNATSCluster(t *testing.T) {
 	load.pushed(t, 200)
 	servers[1].kill()
 	servers[2].kill()
-	for i := range 3 {
+	gone := time.Now()
+	for i := 0; time.Since(gone) < 20*time.Second; i++ { // that long it is away
 		begin := time.Now()
 		status, r, p := l.store(t, "probe", `"lost-quorum"`, "", fmt.Sprint("key-", i))
 		if took := time.Since(begin); status != 503 || p.RetryAfter == 0 || took > 10*time.Second {
@@ -274,5 +282,64 @@ func TestInboxRepeatsAreOne(t *testing.T) {
 			t.Fatalf("message %d is %s, %v", m.Seq, m.Data, err)
 		}
 		seen[v] = true
+	}
+}
+
+// The owner is killed when its append is under way and NATS has not taken it yet:
+// NATS takes it then, nobody hears of it, and the push is repeated. It is one message.
+func TestInboxOwnerKilledInAppend(t *testing.T) {
+	port := freePort(t)
+	natsURL := fmt.Sprintf("nats://127.0.0.1:%d", port)
+	nats := startNATS(t, port, t.TempDir())
+	l := startLocator(t, "DIALRING_NATS_URL="+natsURL)
+	nodes := nodesOf(t, l, natsURL)
+	l.keep(t, "alice", "1")
+	owner := l.locate(t, "alice", "").Node
+	var node *nodeProc
+	for _, n := range nodes {
+		if n.id == owner {
+			node = n
+		}
+	}
+	if err := nats.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	answered := make(chan wire.PushResult, 1)
+	go func() {
+		for {
+			if p := l.post("/v1/push/alice", "application/json", "2", "once"); p.status == 200 {
+				var r wire.PushResult
+				_ = json.Unmarshal(p.body, &r)
+				answered <- r
+				return
+			}
+		}
+	}()
+	eventually(t, "the append is under way", func() bool { return node.metric(t, "dialring_storing_bytes") > 0 })
+	node.kill()
+	if err := nats.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if r := await(t, "the answer", answered); r.Seq != 2 || !r.Stored {
+		t.Errorf("%+v", r)
+	}
+	b := dialSince(t, l, "alice", "d", "0")
+	b.welcomed(t, 2, 2, false)
+	b.message(t, 1, "1")
+	b.message(t, 2, "2")
+}
+
+// A repeat whose first message the limit has taken meanwhile is still known to be one.
+func TestInboxKeyOfTrimmed(t *testing.T) {
+	l, _ := threeNodes(t, "DIALRING_INBOX_MAX_MESSAGES=1")
+	if status, r, _ := l.store(t, "alice", "1", "", "k"); status != 200 || r.Duplicate {
+		t.Fatalf("%d %+v", status, r)
+	}
+	l.keep(t, "alice", "2")
+	if status, r, _ := l.store(t, "alice", "1", "", "k"); status != 200 || !r.Duplicate || r.ID != "" || r.Seq != 0 {
+		t.Errorf("%d %+v", status, r)
+	}
+	if u := l.getUser(t, "alice"); u.Head != 2 {
+		t.Errorf("%+v", u)
 	}
 }

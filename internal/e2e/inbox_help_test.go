@@ -7,8 +7,12 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
 
 	"github.com/dialring/dialring/internal/wire"
 )
@@ -152,4 +156,44 @@ func (b *bare) welcomed(t *testing.T, head, pending uint64, gap bool) {
 	if w := b.welcome; w.Head != head || w.Pending != pending || w.Gap != gap || w.Since == "" {
 		t.Fatalf("welcome %+v, want head %d, pending %d, gap %v", w, head, pending, gap)
 	}
+}
+
+// metric reads one of a node's metrics that has no labels.
+func (n *nodeProc) metric(t *testing.T, name string) float64 {
+	t.Helper()
+	status, b := call(t, "GET", "http://"+n.admin+"/metrics", "")
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) == 2 && f[0] == name {
+			v, err := strconv.ParseFloat(f[1], 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return v
+		}
+	}
+	t.Fatalf("no metric %s: %d", name, status)
+	return 0
+}
+
+// streamLeader returns which server of natsCluster leads a stream.
+func streamLeader(t *testing.T, natsURL, stream string) int {
+	t.Helper()
+	nc, err := nats.Connect(natsURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	m, err := nc.Request("$JS.API.STREAM.INFO."+stream, nil, 10*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var info struct{ Cluster struct{ Leader string } }
+	if err := json.Unmarshal(m.Data, &info); err != nil {
+		t.Fatal(err)
+	}
+	i, err := strconv.Atoi(strings.TrimPrefix(info.Cluster.Leader, "n"))
+	if err != nil {
+		t.Fatalf("leader %q: %s", info.Cluster.Leader, m.Data)
+	}
+	return i
 }

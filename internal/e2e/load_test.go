@@ -39,6 +39,12 @@ type load struct {
 	pushing     sync.WaitGroup
 	closing     sync.Once
 
+	// Of stored pushes some users have a client beside those of the SDK that finds
+	// fault with what comes over the wire.
+	wires    []*wireClient
+	wiring   sync.WaitGroup
+	endWires context.CancelFunc
+
 	devs []*device
 	byID map[handlerID]*device
 
@@ -48,6 +54,8 @@ type load struct {
 }
 
 const (
+	// wireEach-th users have a wireClient.
+	wireEach = 3
 	// connectingAtOnce clients connect at the same time.
 	connectingAtOnce = 64
 	// maxWorkers bounds how many pushes are under way: enough for a rate of 300
@@ -63,7 +71,7 @@ const (
 )
 
 func newLoad(cfg loadConfig) *load {
-	l := &load{checker: newChecker(), cfg: cfg, stopPushing: func() {}, changed: make(chan struct{}), byID: map[handlerID]*device{},
+	l := &load{checker: newChecker(), cfg: cfg, stopPushing: func() {}, endWires: func() {}, changed: make(chan struct{}), byID: map[handlerID]*device{},
 		http: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64, DisableCompression: true}}}
 	l.ordered = cfg.Durable
 	for _, p := range cfg.Locators {
@@ -77,6 +85,10 @@ func newLoad(cfg loadConfig) *load {
 			l.devs = append(l.devs, d)
 			l.byID[d.handlerID] = d
 			l.expect(d.user, d.device)
+		}
+		if cfg.Durable && i%wireEach == 0 {
+			l.expect(u, wireDevice)
+			l.wires = append(l.wires, &wireClient{user: u, locators: l.locators, got: func(node string, num uint64) { l.deliver(u, wireDevice, node, num) }})
 		}
 	}
 	return l
@@ -105,6 +117,11 @@ func startLoad(t *testing.T, cfg loadConfig) *load {
 		}
 	}
 	l.waitConnected(t, func(string) bool { return true })
+	var wireCtx context.Context
+	wireCtx, l.endWires = context.WithCancel(context.Background())
+	for _, w := range l.wires {
+		l.wiring.Go(func() { w.run(wireCtx) })
+	}
 	if cfg.Rate > 0 {
 		ctx, cancel := context.WithCancel(context.Background())
 		l.stopPushing = cancel
@@ -291,6 +308,8 @@ func (l *load) close(t *testing.T) {
 	l.closing.Do(func() {
 		l.stopPushing()
 		l.pushing.Wait()
+		l.endWires()
+		l.wiring.Wait()
 		for _, d := range l.devs {
 			if d.cancel != nil {
 				d.cancel()

@@ -150,6 +150,7 @@ func startLocator(t *testing.T, env ...string) *locatorProc {
 type nodeProc struct {
 	*process
 	id, addr, peer string
+	admin          string
 	settings       []string
 }
 
@@ -164,7 +165,7 @@ func startNodeAt(t *testing.T, id, nats, addr, peer string, env ...string) *node
 		"DIALRING_LISTEN=" + addr, "DIALRING_PEER_LISTEN=" + peer, "DIALRING_ADMIN_LISTEN=127.0.0.1:0"}
 	n := &nodeProc{process: start(t, id, filepath.Join(bin, "wsnode"), append(base, env...)), id: id, settings: env}
 	m := n.event(t, "listening")
-	n.addr, n.peer = m["listen"].(string), m["peer"].(string)
+	n.addr, n.peer, n.admin = m["listen"].(string), m["peer"].(string), m["admin"].(string)
 	return n
 }
 
