@@ -53,14 +53,14 @@ type forwarded struct {
 	patience  *time.Timer // holds on to the frame, so it is stopped
 }
 
-func newForwarded(n *Node, in *peer.In, answer func(peer.Reply)) *forwarded {
-	return &forwarded{n: n, in: in, answer: answer, seen: map[*session]bool{}, delivered: map[string]struct{}{}}
+func newForwarded(n *Node, in *peer.In, former []*ring.Node, answer func(peer.Reply)) *forwarded {
+	return &forwarded{n: n, in: in, asked: len(former), answer: answer, seen: map[*session]bool{}, delivered: map[string]struct{}{}}
 }
 
 // pushBoth carries out a push for a user who is moving here from former.
 func (n *Node) pushBoth(in *peer.In, cur *ring.Ring, former []*ring.Node, stamp string) {
 	frame := message(in, stamp)
-	f := newForwarded(n, in, in.Reply)
+	f := newForwarded(n, in, former, in.Reply)
 	f.send = func(s *session, p *push) { s.send(outgoing{frame: frame, push: p}) }
 	f.write()
 	f.toFormer(former, peer.Call{Op: peer.OpPush, Ring: cur.Ref(), User: string(in.User), Device: string(in.Device), ID: string(in.ID),
@@ -69,7 +69,7 @@ func (n *Node) pushBoth(in *peer.In, cur *ring.Ring, former []*ring.Node, stamp 
 
 // storedBoth does the same with a push that was stored. The log is locked.
 func (n *Node) storedBoth(c *storing, l *inbox.Log, e *inbox.Entry, frame []byte, cur *ring.Ring, former []*ring.Node) {
-	f := newForwarded(n, c.in, c.answer)
+	f := newForwarded(n, c.in, former, c.answer)
 	f.seq = e.Seq
 	f.send = func(s *session, p *push) { s.storedLocked(e, frame, p) }
 	f.write()
@@ -85,7 +85,6 @@ func (n *Node) storedBoth(c *storing, l *inbox.Log, e *inbox.Entry, frame []byte
 func (f *forwarded) toFormer(former []*ring.Node, call peer.Call) {
 	f.n.metrics.forwarded.Inc()
 	f.mu.Lock()
-	f.asked = len(former)
 	call.Have = slices.Collect(maps.Keys(f.delivered))
 	f.mu.Unlock()
 	call.Done = f.reply

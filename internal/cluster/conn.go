@@ -62,6 +62,8 @@ func Connect(o Options) (*Conn, error) {
 		nats.PingInterval(2 * time.Second),
 		nats.MaxPingsOutstanding(2),
 		nats.Timeout(2 * time.Second),
+		// So is one that takes no bytes: until then nats.go waits with its lock held.
+		nats.FlusherTimeout(2 * time.Second),
 		// Nothing is kept for later: an old heartbeat is worse than none.
 		nats.ReconnectBufSize(-1),
 		// An inbox of its own, which NATS permissions can then keep others out of.

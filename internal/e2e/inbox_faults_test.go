@@ -17,14 +17,15 @@ import (
 	"github.com/dialring/dialring/internal/wire"
 )
 
-// kept fails unless everything was accepted in the end, and came to every device,
-// once and in order, whatever happened meanwhile.
-func (l *load) kept(t *testing.T) {
+// arrived fails unless every push was accepted (a stored one in the end, after
+// repeats) and came to every device, once, and stored ones in order, whatever
+// happened meanwhile.
+func (l *load) arrived(t *testing.T) {
 	t.Helper()
 	r := l.stop(t)
 	t.Log(r)
 	if r.bad() || r.accepted != r.pushes || r.pushes == 0 {
-		t.Errorf("stored pushes: not everything was accepted in the end, and came once and in order:\n%v", r)
+		t.Errorf("not everything was accepted, and came once and in order:\n%v", r)
 	}
 	for _, w := range l.wires {
 		if f := w.report(); f != "" {
@@ -66,7 +67,7 @@ func TestInboxMoves(t *testing.T) {
 	four.kill() // an owner, with appends under way
 	l.waitMembers(t, "ws-1", "ws-3")
 	load.pushed(t, 300)
-	load.kept(t)
+	load.arrived(t)
 }
 
 // A locator is killed in the middle of pushes; its services go to the other one.
@@ -81,7 +82,7 @@ func TestInboxLocatorKilled(t *testing.T) {
 	load.pushed(t, 200)
 	two.kill()
 	load.pushed(t, 300)
-	load.kept(t)
+	load.arrived(t)
 }
 
 // The embedded NATS is killed with its locator, and comes back: nothing that was
@@ -98,7 +99,7 @@ func TestInboxEmbeddedNATSKilled(t *testing.T) {
 		l.waitMembers(t, "ws-1", "ws-2", "ws-3")
 	}
 	load.pushed(t, 200)
-	load.kept(t)
+	load.arrived(t)
 	if d := load.disconnects(); len(d) > 0 {
 		t.Errorf("applications saw a disconnect: %v", d)
 	}
@@ -144,7 +145,7 @@ func TestInboxNATSCluster(t *testing.T) {
 	again(1)
 	again(2)
 	load.pushed(t, 200)
-	load.kept(t)
+	load.arrived(t)
 }
 
 // The store is made anew while clients are connected: they are told of the gap,

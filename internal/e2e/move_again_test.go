@@ -141,7 +141,9 @@ func TestMoveJoinerDrains(t *testing.T) {
 
 // Several changes in a row under load, planned ones and one that is not: only
 // who was at the node that died may notice.
-func TestMoveManyChanges(t *testing.T) {
+func TestMoveManyChanges(t *testing.T) { bothKinds(t, moveManyChanges) }
+
+func moveManyChanges(t *testing.T, durable bool) {
 	l := startLocator(t)
 	nodes := map[string]*nodeProc{}
 	for _, id := range []string{"a", "b"} {
@@ -149,7 +151,7 @@ func TestMoveManyChanges(t *testing.T) {
 	}
 	l.waitMembers(t, "a", "b")
 	l.settled(t)
-	load := startLoad(t, loadConfig{Locators: []*locatorProc{l}, Users: 150, Devices: 2, Rate: 250})
+	load := startLoad(t, loadConfig{Locators: []*locatorProc{l}, Users: 150, Devices: 2, Rate: 250, Durable: durable})
 	nodes["c"] = startNode(t, "c", l.nats)
 	l.waitMembers(t, "a", "b", "c")
 	l.drainByAPI(t, "a") // at once, in the middle of the join
@@ -172,12 +174,7 @@ func TestMoveManyChanges(t *testing.T) {
 			eventually(t, u+" is where it belongs", func() bool { return load.nodeOf(u, d) == is[u] })
 		}
 	}
-	load.excuse(func(p pushRecord) bool { return was[p.user] == "b" && p.after >= killed && p.before <= served })
-	r := load.stop(t)
-	t.Log(r)
-	if r.bad() {
-		t.Errorf("%v", r)
-	}
+	load.accepts(t, durable, func(p pushRecord) bool { return was[p.user] == "b" && p.after >= killed && p.before <= served })
 	for u := range load.disconnects() {
 		if was[u] != "b" {
 			t.Errorf("%s of %s had to reconnect", u, was[u])

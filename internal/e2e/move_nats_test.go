@@ -33,6 +33,10 @@ func quietPort(t *testing.T) int {
 func TestMoveNATSAway(t *testing.T) {
 	heavy(t)
 	t.Parallel() // it waits most of the time
+	bothKinds(t, moveNATSAway)
+}
+
+func moveNATSAway(t *testing.T, durable bool) {
 	port, dir := quietPort(t), t.TempDir()
 	url := fmt.Sprintf("nats://127.0.0.1:%d", port)
 	nats := startNATS(t, port, dir)
@@ -46,7 +50,7 @@ func TestMoveNATSAway(t *testing.T) {
 		l.waitMembers(t, ids...)
 		l.settled(t)
 	}
-	load := startLoad(t, loadConfig{Locators: all, Users: 150, Devices: 1, Rate: 100})
+	load := startLoad(t, loadConfig{Locators: all, Users: 150, Devices: 1, Rate: 100, Durable: durable})
 	before := l1.ring(t)
 	same := func(when string) {
 		t.Helper()

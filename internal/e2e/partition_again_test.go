@@ -36,14 +36,21 @@ func TestPartitionForwardToNodeWithoutNATS(t *testing.T) {
 // The same with clients of the SDK under load.
 func TestPartitionLoadNodeWithoutNATS(t *testing.T) {
 	atATime(t)
+	bothKinds(t, loadNodeWithoutNATS)
+}
+
+func loadNodeWithoutNATS(t *testing.T, durable bool) {
 	p := newPartition(t, 1, nodesAB...)
 	l, a := p.locs[0], p.nodes["a"]
-	load := startLoad(t, loadConfig{Locators: p.locs, Users: 100, Devices: 1, Rate: 200})
+	load := startLoad(t, loadConfig{Locators: p.locs, Users: 100, Devices: 1, Rate: 200, Durable: durable})
 	p.cut(p.nats, p.at["a"])
 	a.event(t, "nats_down")
 	p.node(t, "c")
 	l.waitMembers(t, nodesABC...)
 	l.settled(t)
+	if durable { // what a owns is stored when it has its store again
+		p.heal()
+	}
 	load.clean(t)
 }
 
