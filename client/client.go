@@ -242,7 +242,9 @@ func (c *Client) Run(ctx context.Context) error {
 		for m := range queue {
 			switch {
 			case m.Seq > 0 && ctx.Err() != nil: // it comes again
-				c.dropped = append(c.dropped, m.ID)
+				if !m.seen {
+					c.dropped = append(c.dropped, m.ID)
+				}
 				continue
 			case !m.seen:
 				c.cfg.OnMessage(ctx, m.Message)

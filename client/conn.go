@@ -41,6 +41,7 @@ type conn struct {
 	// run's own
 	welcomed bool
 	session  string
+	log      int  // that its messages are of
 	resuming bool // a resume was sent and not answered
 	progress bool // something of its replay came
 

@@ -139,6 +139,8 @@ func (k *conn) send(v any) bool {
 func (r *receiver) stored(k *conn, m *wire.Message, out Message) {
 	p := &r.c.place
 	switch {
+	case k.log != r.c.acks.current():
+		return // from the old connection, of a log that is gone
 	case p.known && m.Seq <= p.seq:
 		return // it came before
 	case p.known && m.Seq > p.seq+1:
@@ -149,7 +151,7 @@ func (r *receiver) stored(k *conn, m *wire.Message, out Message) {
 		return
 	}
 	k.progress = true
-	if r.hand(queued{Message: out, log: r.c.acks.current(), seen: r.c.seen.has(m.ID)}) {
+	if r.hand(queued{Message: out, log: k.log, seen: r.c.seen.has(m.ID)}) {
 		r.c.seen.add(m.ID)
 		p.received(m.Seq, m.Cursor)
 	}
@@ -158,7 +160,7 @@ func (r *receiver) stored(k *conn, m *wire.Message, out Message) {
 // skip takes the node's word that messages will not come.
 func (r *receiver) skip(k *conn, s *wire.Skip) {
 	p := &r.c.place
-	if !p.known || s.To <= p.seq {
+	if k.log != r.c.acks.current() || !p.known || s.To <= p.seq {
 		return
 	}
 	k.progress = true
@@ -177,7 +179,12 @@ func (r *receiver) resumed(k *conn, f *wire.Resumed) {
 	case f.Gap && (!asked || !progress):
 		r.c.place.reset(f.Since)
 		r.c.acks.reset(f.Since)
+		k.log = r.c.acks.current()
 		r.tellGap(k)
+	case !asked && !r.c.place.known: // only now the node knows where this client goes on
+		r.c.place.reset(f.Since)
+		r.c.acks.reset(f.Since)
+		k.log = r.c.acks.current()
 	case asked && !progress: // the node cannot fill the hole and does not say so
 		r.c.place.reset(r.c.place.cursor())
 		r.tellGap(k)

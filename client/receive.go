@@ -296,6 +296,7 @@ func (r *receiver) welcome(k *conn, w *wire.Welcome) {
 		r.c.place.reset(w.Since)
 		r.c.acks.reset(w.Since)
 	}
+	k.log = r.c.acks.current()
 	r.c.acks.use(k)
 	r.c.tell(Event{State: Connected, Node: k.node, Session: w.Session, Pending: w.Pending, Gap: w.Gap})
 }

@@ -343,3 +343,50 @@ func TestStoredAckOfOldLog(t *testing.T) {
 		t.Errorf("%q is acknowledged, want y1", c)
 	}
 }
+
+// A client that arrived while the store was away hears from where it goes on: not
+// from the start, as its welcome had it say.
+func TestStoredResolvedLate(t *testing.T) {
+	t.Parallel()
+	f := newFake(t, script{})
+	r := start(t, f.config())
+	s := recv(t, f.sessions, "a dial").welcomeAt("0", 0, 0, false)
+	s.text(`{"type":"resumed","since":"c500","head":500,"gap":false}`)
+	s.message("e1", `1`)
+	recv(t, r.messages, "what came behind it")
+	s.close(1001, "")
+	s = recv(t, f.sessions, "a second dial")
+	if s.since() != "c500" {
+		t.Errorf("it goes on behind %q, want c500", s.since())
+	}
+	s.welcomeAt("c500", 501, 1, false)
+	s.stored(501)
+	r.seqs(501)
+}
+
+// What is still under way on the old connection is of the old log, when the new node
+// has another one.
+func TestStoredMoveToOtherLog(t *testing.T) {
+	t.Parallel()
+	f := newFake(t, script{})
+	b, g := newGated(t)
+	r := start(t, f.config())
+	s1 := recv(t, f.sessions, "a dial").welcomeAt("c0", 49, 0, false)
+	s1.stored(49)
+	r.seqs(49)
+	s1.moveTo(b.ws, "ws-2", "ticket-move")
+	recv(t, g.dials, "the dial of the new node")
+	g.open()
+	s2 := recv(t, b.sessions, "the new node's session").welcomeAt("0", 1, 1, true)
+	for e := recv(t, r.events, "the gap"); !e.Gap; e = recv(t, r.events, "the gap") {
+	}
+	s1.storedAs("old", 50)
+	s2.storedAs("new1", 1)
+	s2.storedAs("new2", 2)
+	for _, want := range []string{"new1", "new2"} {
+		if m := recv(t, r.messages, want); m.ID != want {
+			t.Errorf("%s came, want %s", m.ID, want)
+		}
+	}
+	s2.acks(2)
+}

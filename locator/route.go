@@ -123,6 +123,7 @@ type job struct {
 
 	owner   ring.Node // that answered
 	epoch   uint64
+	lost    bool          // an attempt may have been carried out
 	problem *wire.Problem // instead of a reply
 	acked   int           // sessions that acknowledged it, if the caller waits for that
 }
@@ -268,6 +269,7 @@ func (r *router) waitFor(ctx context.Context, j *job, changed <-chan struct{}) *
 	if j.Err != nil {
 		r.keeper.Failed(j.owner.ID)
 	}
+	j.lost = j.lost || errors.Is(j.Err, peer.ErrLost)
 	// A stored message cannot come twice: the store knows its key, or its id.
 	if errors.Is(j.Err, peer.ErrLost) && !j.Durable {
 		for {
@@ -295,7 +297,7 @@ func (r *router) waitFor(ctx context.Context, j *job, changed <-chan struct{}) *
 		return nil
 	case <-ctx.Done():
 		switch {
-		case errors.Is(j.Err, peer.ErrLost):
+		case j.lost:
 			return wire.NewProblem(http.StatusGatewayTimeout, wire.CodeOwnerUnreachable, "node %s took the message and did not answer: it may have been stored; push it again with the same Idempotency-Key", j.owner.ID)
 		case j.Err == nil && j.Reply.Status == peer.StatusMisdirected:
 			return wire.NewProblem(503, wire.CodeOwnerUnreachable, "this locator goes by an old ring (epoch %d, node %s has %d) and NATS does not give it the new one; the message was not delivered: ask another locator", j.epoch, j.owner.ID, j.Peer.Epoch)

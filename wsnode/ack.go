@@ -40,20 +40,35 @@ func (s *session) ack(cursor string) {
 		return // of no log
 	}
 	s.log.With(func(inbox.Cursor) {
-		if !s.attached || s.unresolved || c.Seq <= s.acked.Seq || c.Seq > s.at.Seq || c.Seq == s.at.Seq && c.Tag != s.at.Tag {
-			return
-		}
-		s.acked = c
-		s.node.stored.positions.Note(s.user, s.device, c)
-		r := readersOf(s.log)
-		r.acked = max(r.acked, c.Seq)
-		for w := range r.waiting {
-			if w.seq <= c.Seq {
-				delete(r.waiting, w)
-				close(w.done)
-			}
+		if s.attached && c.Seq > s.early.Seq {
+			s.early = c
+			s.advancedLocked()
 		}
 	})
+}
+
+// advancedLocked takes an acknowledgement of what has been written by now. It may come
+// before this node knows that: from a replay that is under way, or of what the client
+// got over the connection that it leaves. The log is locked.
+func (s *session) advancedLocked() {
+	c := s.early
+	if s.unresolved || c.Seq == 0 || c.Seq > s.at.Seq {
+		return
+	}
+	s.early = inbox.Cursor{}
+	if c.Seq <= s.acked.Seq || c.Seq == s.at.Seq && c.Tag != s.at.Tag {
+		return
+	}
+	s.acked = c
+	s.node.stored.positions.Note(s.user, s.device, c)
+	r := readersOf(s.log)
+	r.acked = max(r.acked, c.Seq)
+	for w := range r.waiting {
+		if w.seq <= c.Seq {
+			delete(r.waiting, w)
+			close(w.done)
+		}
+	}
 }
 
 // ackedBy counts the sessions here that have acknowledged a message; one that did

@@ -78,7 +78,7 @@ func (n *Node) storedBoth(c *storing, l *inbox.Log, e *inbox.Entry, frame []byte
 	call := peer.Call{Op: peer.OpPush, Ring: cur.Ref(), User: l.User, JSON: e.JSON, Body: e.Body, Stored: true, Pos: e.Pos, Meta: e.Meta()}
 	// A call may be answered at once, or wait for its link: not with the log locked.
 	// Those that overtake each other are put in order by the former owner's sessions.
-	n.tasks.Go(func() { f.toFormer(former, call) })
+	n.forwards.Go(func() { f.toFormer(former, call) })
 }
 
 // toFormer hands the push to the former owners, with the sessions that have got it.

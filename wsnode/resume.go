@@ -41,6 +41,7 @@ type place struct {
 	attached   bool         // welcome was made
 	at         inbox.Cursor // written up to here
 	acked      inbox.Cursor
+	early      inbox.Cursor // acknowledged, and not known to be written here yet
 	live       bool
 	catching   bool          // a goroutine catches up, or will as soon as the session has opened
 	started    bool          // that goroutine runs
@@ -61,6 +62,9 @@ func (n *Node) attach(ctx context.Context, s *session, w *wire.Welcome) {
 		at, err = n.resolve(ctx, s)
 	}
 	n.stored.positions.Open(s.user, s.device, at.rev, err == nil)
+	if at.Gap {
+		n.stored.positions.Reset(s.user, s.device)
+	}
 	s.log.With(func(now inbox.Cursor) {
 		s.attached = true
 		if err != nil {
@@ -132,7 +136,12 @@ func (n *Node) resolve(ctx context.Context, s *session) (r resolved, err error) 
 		r.acked = p.c
 	}
 	if err == nil {
-		r.Count(ctx, n.stored.store, s.user, r.head, time.Now())
+		select {
+		case n.stored.reads <- struct{}{}:
+			r.Count(ctx, n.stored.store, s.user, r.head, time.Now())
+			<-n.stored.reads
+		case <-ctx.Done():
+		}
 	}
 	return r, err
 }
@@ -199,7 +208,11 @@ func (s *session) storedLocked(e *inbox.Entry, frame []byte, p *push) {
 	case s.live && e.Seq == s.at.Seq+1:
 		s.at = e.Cursor
 		s.send(outgoing{frame: frame, push: p})
+		s.advancedLocked()
 		return
+	case s.attached && !s.unresolved && e.Seq <= s.at.Seq && e.Pos > s.at.Pos:
+		// Its numbers began anew: the client has to hear of that.
+		s.close(wire.CloseMoved, "the log has begun anew: resume by the cursor")
 	case s.attached && !s.unresolved && e.Seq <= s.at.Seq:
 		if p != nil {
 			p.wrote(true)
@@ -296,12 +309,15 @@ func (s *session) resolveLate() {
 		s.pause()
 		return
 	}
+	if r.Gap {
+		s.node.stored.positions.Reset(s.user, s.device)
+	}
 	s.log.With(func(inbox.Cursor) {
 		s.unresolved, s.at, s.first, s.acked = false, r.From, r.First, r.acked
+		s.advancedLocked()
 	})
-	if r.Gap { // welcome could not say so
-		s.reply(wire.Resumed{Type: wire.TypeResumed, Since: r.From.String(), Head: r.head.Seq, Gap: true})
-	}
+	// Welcome could not say so.
+	s.reply(wire.Resumed{Type: wire.TypeResumed, Since: r.From.String(), Head: r.head.Seq, Gap: r.Gap})
 }
 
 // rewind sets the session back to where a resume wants it, and returns the answer
@@ -321,7 +337,7 @@ func (s *session) rewind(since string, head inbox.Cursor) *wire.Resumed {
 	answer := &wire.Resumed{Type: wire.TypeResumed, Since: st.From.String(), Head: head.Seq, Gap: st.Gap}
 	s.log.With(func(inbox.Cursor) { s.at, s.first = st.From, st.First })
 	switch {
-	case st.Gap && st.From.Seq >= c.Seq: // a part of what it wants is not kept any more
+	case st.Gap && st.From.Seq > c.Seq: // a part of what it wants is not kept any more
 		s.skip(st.From.Seq, wire.SkipLimit)
 	case st.Gap:
 		s.reply(answer)
@@ -339,7 +355,7 @@ func (s *session) goOn(at, head inbox.Cursor) {
 	case err != nil:
 		s.pause()
 		return
-	case st.Gap && st.From.Seq < at.Seq:
+	case st.Gap && st.From.Seq <= at.Seq:
 		s.close(wire.CloseMoved, "the store lost messages: resume by the cursor")
 		return
 	case st.Gap: // the limits were faster than the client
@@ -374,7 +390,10 @@ func (s *session) replay(at inbox.Cursor, l []inbox.Entry) {
 	if expired > 0 {
 		s.skip(expired, wire.SkipExpired)
 	}
-	s.log.With(func(inbox.Cursor) { s.at = at })
+	s.log.With(func(inbox.Cursor) {
+		s.at = at
+		s.advancedLocked()
+	})
 }
 
 func (s *session) skip(to uint64, reason string) {

@@ -52,11 +52,15 @@ type stored struct {
 	reads     chan struct{} // a token for each session that may read the store at the same time
 	health    storeHealth
 
-	mu     sync.Mutex
-	ring   *ring.Ring // the newest, and the one before it
-	before *ring.Ring
-	since  time.Time            // when the newest came
-	looks  map[string]time.Time // users to look at once more, and when
+	mu    sync.Mutex
+	ring  *ring.Ring           // the newest
+	past  []pastRing           // those before it, for as long as they matter
+	looks map[string]time.Time // users to look at once more, and when
+}
+
+type pastRing struct {
+	*ring.Ring
+	until time.Time
 }
 
 func newStored(n *Node, store inbox.Store, age time.Duration, log *slog.Logger) *stored {
@@ -216,6 +220,7 @@ func (n *Node) logLost(l *inbox.Log) {
 	readersOf(l).acked = 0
 	_, sessions := n.hub.find([]byte(l.User))
 	for _, s := range sessions {
+		n.stored.positions.Reset(s.user, s.device)
 		s.close(wire.CloseMoved, "the store lost messages: resume by the cursor")
 	}
 }
@@ -247,8 +252,20 @@ func (n *Node) look(user string) error {
 func (d *stored) turned(cur *ring.Ring) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.ring != cur {
-		d.ring, d.before, d.since = cur, d.ring, time.Now()
+	d.turnedLocked(cur)
+}
+
+func (d *stored) turnedLocked(cur *ring.Ring) {
+	if d.ring != nil && cur.Epoch <= d.ring.Epoch {
+		return
+	}
+	now := time.Now()
+	if d.ring != nil {
+		d.past = append(d.past, pastRing{d.ring, now})
+	}
+	d.ring = cur
+	for len(d.past) > 0 && now.Sub(d.past[0].until) > lookAgainAfter {
+		d.past = d.past[1:]
 	}
 }
 
@@ -256,16 +273,20 @@ func (d *stored) turned(cur *ring.Ring) {
 // young, and gave this node the user, it is looked at once more later.
 func (d *stored) taken(user string, by any) {
 	cur, _ := by.(*ring.Ring)
+	if cur == nil {
+		return
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if cur == nil || cur != d.ring || d.before == nil || time.Since(d.since) > lookAgainAfter {
-		return
+	d.turnedLocked(cur) // it may be seen here first
+	now, in := cur.Owner(user)
+	for _, p := range d.past {
+		was, ok := p.Owner(user)
+		if time.Since(p.until) > lookAgainAfter || ok && in && was.ID == now.ID && was.Boot == now.Boot {
+			continue
+		}
+		d.looks[user] = p.until.Add(lookAgainAfter)
 	}
-	was, ok := d.before.Owner(user)
-	if now, in := cur.Owner(user); ok && in && was.ID == now.ID && was.Boot == now.Boot {
-		return
-	}
-	d.looks[user] = d.since.Add(lookAgainAfter)
 }
 
 // lookAgain looks at the logs that taken noted, until ctx ends.

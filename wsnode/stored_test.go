@@ -252,8 +252,8 @@ func TestArriveWithoutStore(t *testing.T) {
 		m.store = n.store
 		m.push("alice", "4", 5)
 		time.Sleep(time.Second)
-		wantFrames(t, fresh, "5")
-		wantFrames(t, known, "4", "5")
+		wantFrames(t, fresh, "resumed", "5")
+		wantFrames(t, known, "resumed", "4", "5")
 		wantFrames(t, foreign, "resumed", "1", "2", "3", "4", "5")
 	})
 }
@@ -293,4 +293,56 @@ func TestForwardDoesNotLock(t *testing.T) {
 	}
 	close(stop)
 	<-ended
+}
+
+// An acknowledgement that comes before the node knows that the message was written
+// counts when it does: the client got it over the connection that it left.
+func TestEarlyAck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newStoringNode(t)
+		n.turn("me")
+		s, _ := n.arrive("alice", "old", "")
+		n.push("alice", "1", 1)
+		n.push("alice", "2", 2)
+		second := s.at
+		next, w := n.arrive("alice", "new", "0")
+		if w.Pending != 2 {
+			t.Errorf("%+v", w)
+		}
+		next.log.With(func(inbox.Cursor) { next.at = inbox.Cursor{} }) // its replay is under way
+		next.ack(second.String())
+		if next.acked.Seq != 0 {
+			t.Error("acknowledged before it was written")
+		}
+		next.log.With(func(inbox.Cursor) {
+			next.at = second
+			next.advancedLocked()
+		})
+		if next.acked != second {
+			t.Errorf("acknowledged %+v, want %+v", next.acked, second)
+		}
+		next.ack("9-9-9") // never written
+		next.ack("nonsense")
+		n.push("alice", "3", 3)
+		if next.acked != second {
+			t.Errorf("acknowledged %+v by cursors of nothing", next.acked)
+		}
+	})
+}
+
+// A log that begins anew at a new owner is no repeat to a session of the former one.
+func TestToldOfNewLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newStoringNode(t)
+		n.turn("me")
+		s, _ := n.arrive("alice", "d", "")
+		for i := uint64(1); i <= 5; i++ {
+			n.push("alice", fmt.Sprint(i), i)
+		}
+		e := &inbox.Entry{Cursor: inbox.Cursor{Seq: 1, Pos: 99, Tag: 7}, ID: "new", JSON: true, Body: []byte("1"), Time: time.Now()}
+		s.log.Told(e, func() { s.storedLocked(e, nil, nil) })
+		if s.isOpen() {
+			t.Error("the message is taken for one that was written")
+		}
+	})
 }

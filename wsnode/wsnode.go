@@ -66,6 +66,7 @@ type Node struct {
 	closed    bool
 	readers   sync.WaitGroup
 	tasks     sync.WaitGroup
+	forwards  sync.WaitGroup // stored pushes on their way to former owners
 	beatNow   chan struct{}
 
 	// Handoffs; see move.go.
@@ -236,6 +237,8 @@ func (n *Node) Run(ctx context.Context) error {
 	n.readers.Wait()
 	n.tasks.Wait()
 	n.stored.logs.Wait()
+	store.Wait()
+	n.forwards.Wait()
 	n.peers.Close()
 	return err
 }

@@ -74,6 +74,8 @@ type acks struct {
 type waiting struct {
 	done     func(pos uint64, dup bool, err error)
 	deadline time.Time
+	stream   string
+	server   string // that it was published to, if that wants a sync
 }
 
 var (
@@ -93,13 +95,7 @@ func (s *JetStream) AppendAsync(user string, e *Entry, key string, expect uint64
 		return
 	}
 	p, subject, _ := s.placeKnown(user)
-	reply, err := s.acks.add(waiting{func(pos uint64, dup bool, err error) {
-		if err != nil {
-			done(pos, dup, err)
-			return
-		}
-		s.safe(p, func(err error) { done(pos, dup, err) })
-	}, deadline})
+	reply, err := s.acks.add(waiting{done: done, deadline: deadline, stream: s.stream(p)})
 	if err != nil {
 		done(0, false, err)
 		return
@@ -129,10 +125,14 @@ func (s *JetStream) publishLoop(ctx context.Context) {
 		s.acks.queue = nil
 		s.acks.mu.Unlock()
 		for _, m := range queue {
-			if !s.acks.waits(m.Reply) {
+			server, err := s.o.Synced()
+			if !s.acks.to(server, m.Reply) {
 				continue // its time is over, and somebody was told so
 			}
-			if err := s.o.Conn.PublishMsg(m); err != nil {
+			if err == nil {
+				err = s.o.Conn.PublishMsg(m)
+			}
+			if err != nil {
 				if w, ok := s.acks.take(m.Reply); ok {
 					w.done(0, false, err)
 					s.acks.calls.Done()
@@ -189,15 +189,25 @@ func (s *JetStream) acknowledged(m *nats.Msg) {
 		w.done(0, false, nats.ErrNoResponders)
 		return
 	}
-	w.done(readAck(m.Data))
+	pos, dup, err := readAck(m.Data)
+	if err != nil || w.server == "" {
+		w.done(pos, dup, err)
+		return
+	}
+	s.syncs.add(w.server, w.stream, func(err error) { w.done(pos, dup, err) })
 }
 
 const statusNoResponders = "503"
 
-func (a *acks) waits(reply string) bool {
+// to notes where a message is published; false if nobody waits for it any more.
+func (a *acks) to(server, reply string) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	_, ok := a.waiting[reply]
+	w, ok := a.waiting[reply]
+	if ok {
+		w.server = server
+		a.waiting[reply] = w
+	}
 	return ok
 }
 
@@ -208,12 +218,14 @@ func (a *acks) fail(now time.Time, all bool, err error) {
 	for reply, w := range a.waiting {
 		if all || now.After(w.deadline) {
 			delete(a.waiting, reply)
+			a.calls.Add(1)
 			out = append(out, w)
 		}
 	}
 	a.mu.Unlock()
 	for _, w := range out {
 		w.done(0, false, err)
+		a.calls.Done()
 	}
 }
 
@@ -270,7 +282,6 @@ func NewJetStream(o Options) (*JetStream, error) {
 // when a call found one missing, until ctx ends.
 func (s *JetStream) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
-	defer s.syncs.wg.Wait()
 	defer wg.Wait()
 	if err := s.listen(); err != nil {
 		return err
@@ -299,6 +310,9 @@ func (s *JetStream) Run(ctx context.Context) error {
 		}
 	}
 }
+
+// Wait returns when no goroutine is left. Nothing may be appended any more.
+func (s *JetStream) Wait() { s.syncs.wg.Wait() }
 
 // Wake has the streams looked at: NATS may have come back without its data.
 func (s *JetStream) Wake() {
@@ -435,27 +449,27 @@ func (s *JetStream) Append(ctx context.Context, user string, e *Entry, key strin
 	if err != nil {
 		return 0, false, err
 	}
-	pos, dup, err := s.publish(ctx, message(subject, e, key, expect))
-	if err == nil {
-		safe := make(chan error, 1)
-		s.safe(p, func(err error) { safe <- err })
-		select {
-		case err = <-safe:
-		case <-ctx.Done():
-			err = ctx.Err()
-		}
-	}
-	return pos, dup, err
+	return s.publishSafely(ctx, s.stream(p), message(subject, e, key, expect))
 }
 
-// safe calls done when what was just acknowledged in a partition is safe.
-func (s *JetStream) safe(p int, done func(error)) {
-	server, err := s.o.Synced()
-	if err != nil || server == "" {
-		done(err)
-		return
+// publishSafely publishes into a stream, and waits until the message is safe there.
+func (s *JetStream) publishSafely(ctx context.Context, stream string, m *nats.Msg) (uint64, bool, error) {
+	server, err := s.o.Synced() // before: what another run acknowledges is not synced by it
+	if err != nil {
+		return 0, false, err
 	}
-	s.syncs.add(server, s.stream(p), done)
+	pos, dup, err := s.publish(ctx, m)
+	if err != nil || server == "" {
+		return pos, dup, err
+	}
+	safe := make(chan error, 1)
+	s.syncs.add(server, stream, func(err error) { safe <- err })
+	select {
+	case err = <-safe:
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	return pos, dup, err
 }
 
 func message(subject string, e *Entry, key string, expect uint64) *nats.Msg {
@@ -713,7 +727,7 @@ func (s *JetStream) Check(ctx context.Context) error {
 	for p := range n {
 		e := Entry{ID: "canary"}
 		subject := fmt.Sprintf("%s.inbox.%d._", s.o.Cluster, p) // of no user; the limits trim it
-		if _, _, err := s.publish(ctx, &nats.Msg{Subject: subject, Header: nats.Header{headerMeta: {e.Meta()}}}); err != nil {
+		if _, _, err := s.publishSafely(ctx, s.stream(p), &nats.Msg{Subject: subject, Header: nats.Header{headerMeta: {e.Meta()}}}); err != nil {
 			return fmt.Errorf("partition %d: %w", p, err)
 		}
 	}

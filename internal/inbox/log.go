@@ -444,7 +444,7 @@ func (g *Log) read(ctx context.Context, ring any) error {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if known && !lost && head.Seq < g.head.Seq { // the owner told of more meanwhile
+	if g.known && !lost && head.Seq < g.head.Seq && last.Pos <= g.head.Pos { // the owner told of more meanwhile
 		g.ring = ring
 		return nil
 	}
@@ -484,7 +484,10 @@ func (g *Log) With(f func(head Cursor)) {
 func (g *Log) Told(e *Entry, f func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if e.Seq > g.head.Seq {
+	if !g.known { // to whoever waits for it the message is new
+		g.setLocked(before(e), e.Time)
+	}
+	if e.Seq > g.head.Seq || e.Pos > g.head.Pos {
 		g.setLocked(e.Cursor, e.Time)
 	}
 	f()

@@ -35,6 +35,7 @@ type position struct {
 	at      time.Time // when it is to be written; zero: it was
 	rev     uint64
 	known   bool // rev is
+	anew    bool // what is stored may be of another log
 	pins    int
 	writing bool
 }
@@ -70,6 +71,15 @@ func (p *Positions) Close(user, device string) {
 		p.queues[queueClosed] = append(p.queues[queueClosed], e)
 	}
 	p.forgetLocked(e)
+}
+
+// Reset forgets a device's position: it is of another log than what will be noted.
+func (p *Positions) Reset(user, device string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if e := p.byKey[[2]string{user, device}]; e != nil {
+		e.c, e.at, e.anew = Cursor{}, time.Time{}, true
+	}
 }
 
 // Note notes a position.
@@ -159,7 +169,10 @@ func (p *Positions) write(ctx context.Context, now time.Time) {
 			p.mu.Lock()
 			c := e.c
 			p.mu.Unlock()
-			err := p.writeOne(ctx, e, c)
+			var err error
+			if c != (Cursor{}) {
+				err = p.writeOne(ctx, e, c)
+			}
 			p.mu.Lock()
 			defer p.mu.Unlock()
 			e.writing = false
@@ -210,14 +223,14 @@ func (p *Positions) writeOne(ctx context.Context, e *position, c Cursor) error {
 	defer cancel()
 	for {
 		p.mu.Lock()
-		rev, known := e.rev, e.known
+		rev, known, anew := e.rev, e.known, e.anew
 		p.mu.Unlock()
 		if !known {
 			there, r, err := p.Store.Position(ctx, e.key[0], e.key[1])
 			if err != nil && !errors.Is(err, ErrNone) {
 				return err
 			}
-			if err == nil && there.Pos >= c.Pos { // another node knows more
+			if err == nil && there.Pos >= c.Pos && !anew { // another node knows more
 				return nil
 			}
 			rev = r

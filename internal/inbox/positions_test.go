@@ -124,3 +124,30 @@ func TestPositionsFlush(t *testing.T) {
 		}
 	}
 }
+
+// The store was made anew, and numbers its places from the start: a position of
+// before does not stand in the way of those that follow.
+func TestPositionsOfLostLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := NewMemory(suiteLimits)
+		p, end := positionsIn(t, m)
+		defer end()
+		rev, err := m.SetPosition(t.Context(), "alice", "d", Cursor{900, 1000, 1}, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Open("alice", "d", rev, true)
+		m.Fail(errFault)
+		p.Note("alice", "d", Cursor{901, 1001, 1})
+		time.Sleep(5 * time.Second)
+		m.Fail(nil)
+		p.Reset("alice", "d")
+		p.Note("alice", "d", Cursor{1, 1, 2})
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if c, _, err := m.Position(t.Context(), "alice", "d"); err != nil || c != (Cursor{1, 1, 2}) {
+			t.Errorf("%+v, %v", c, err)
+		}
+		p.Close("alice", "d")
+	})
+}

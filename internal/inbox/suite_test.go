@@ -52,6 +52,7 @@ func newJetStream(t *testing.T, s *natsd.Server, l Limits) *JetStream {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
+		js.Wait()
 		nc.Close()
 	})
 	return js
