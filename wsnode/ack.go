@@ -40,9 +40,12 @@ func (s *session) ack(cursor string) {
 		return // of no log
 	}
 	s.log.With(func(inbox.Cursor) {
-		if s.attached && c.Seq > s.early.Seq {
+		switch {
+		case !s.attached:
+		case !s.unresolved && c.Seq <= s.at.Seq:
+			s.ackedLocked(c)
+		case c.Seq > s.early.Seq:
 			s.early = c
-			s.advancedLocked()
 		}
 	})
 }
@@ -56,6 +59,10 @@ func (s *session) advancedLocked() {
 		return
 	}
 	s.early = inbox.Cursor{}
+	s.ackedLocked(c)
+}
+
+func (s *session) ackedLocked(c inbox.Cursor) {
 	if c.Seq <= s.acked.Seq || c.Seq == s.at.Seq && c.Tag != s.at.Tag {
 		return
 	}

@@ -327,6 +327,12 @@ func TestEarlyAck(t *testing.T) {
 		if next.acked != second {
 			t.Errorf("acknowledged %+v by cursors of nothing", next.acked)
 		}
+		next.log.With(func(inbox.Cursor) { next.live, next.catching = true, false })
+		n.push("alice", "4", 4)
+		next.ack(next.at.String())
+		if next.acked.Seq != 4 {
+			t.Errorf("acknowledged %+v, want 4", next.acked)
+		}
 	})
 }
 
