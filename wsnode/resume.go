@@ -316,6 +316,9 @@ func (s *session) resolveLate() {
 		s.unresolved, s.at, s.first, s.acked = false, r.From, r.First, r.acked
 		s.advancedLocked()
 	})
+	if !r.Gap && s.since != "" {
+		return // from where it asked for
+	}
 	// Welcome could not say so.
 	s.reply(wire.Resumed{Type: wire.TypeResumed, Since: r.From.String(), Head: r.head.Seq, Gap: r.Gap})
 }
