@@ -64,7 +64,7 @@ type acks struct {
 	mu      sync.Mutex
 	prefix  string // of the subjects
 	last    uint64
-	waiting map[string]waiting
+	waiting map[string]*waiting
 	closed  bool
 	queue   []*nats.Msg    // to be published
 	wake    chan struct{}  // the publisher
@@ -95,7 +95,7 @@ func (s *JetStream) AppendAsync(user string, e *Entry, key string, expect uint64
 		return
 	}
 	p, subject, _ := s.placeKnown(user)
-	reply, err := s.acks.add(waiting{done: done, deadline: deadline, stream: s.stream(p)})
+	reply, err := s.acks.add(&waiting{done: done, deadline: deadline, stream: s.stream(p)})
 	if err != nil {
 		done(0, false, err)
 		return
@@ -124,11 +124,9 @@ func (s *JetStream) publishLoop(ctx context.Context) {
 		queue := s.acks.queue
 		s.acks.queue = nil
 		s.acks.mu.Unlock()
-		for _, m := range queue {
-			server, err := s.o.Synced()
-			if !s.acks.to(server, m.Reply) {
-				continue // its time is over, and somebody was told so
-			}
+		server, err := s.o.Synced()
+		for _, m := range s.acks.to(server, queue) {
+			err := err
 			if err == nil {
 				err = s.o.Conn.PublishMsg(m)
 			}
@@ -148,12 +146,12 @@ func (s *JetStream) listen() error {
 	_, err := s.o.Conn.Subscribe(prefix+"*", s.acknowledged)
 	s.acks.mu.Lock()
 	defer s.acks.mu.Unlock()
-	s.acks.prefix, s.acks.waiting = prefix, map[string]waiting{}
+	s.acks.prefix, s.acks.waiting = prefix, map[string]*waiting{}
 	return err
 }
 
 // add has an acknowledgement waited for, and returns the subject for it.
-func (a *acks) add(w waiting) (string, error) {
+func (a *acks) add(w *waiting) (string, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.closed || a.waiting == nil {
@@ -166,7 +164,7 @@ func (a *acks) add(w waiting) (string, error) {
 }
 
 // take takes who waits for an acknowledgement; the caller ends the call with Done.
-func (a *acks) take(reply string) (waiting, bool) {
+func (a *acks) take(reply string) (*waiting, bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	w, ok := a.waiting[reply]
@@ -199,22 +197,25 @@ func (s *JetStream) acknowledged(m *nats.Msg) {
 
 const statusNoResponders = "503"
 
-// to notes where a message is published; false if nobody waits for it any more.
-func (a *acks) to(server, reply string) bool {
+// to notes where messages are published. It drops those whose time is over: somebody
+// was told so.
+func (a *acks) to(server string, queue []*nats.Msg) []*nats.Msg {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	w, ok := a.waiting[reply]
-	if ok {
-		w.server = server
-		a.waiting[reply] = w
+	out := queue[:0]
+	for _, m := range queue {
+		if w := a.waiting[m.Reply]; w != nil {
+			w.server = server
+			out = append(out, m)
+		}
 	}
-	return ok
+	return out
 }
 
 // fail ends those whose time is over at now, or all, with err.
 func (a *acks) fail(now time.Time, all bool, err error) {
 	a.mu.Lock()
-	var out []waiting
+	var out []*waiting
 	for reply, w := range a.waiting {
 		if all || now.After(w.deadline) {
 			delete(a.waiting, reply)
