@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -126,6 +127,9 @@ type Move struct {
 
 // ParseFrame reads a text frame of a client: one JSON object with a type.
 func ParseFrame(b []byte) (Frame, error) {
+	if cursor, ok := plainAck(b); ok {
+		return Frame{Type: TypeAck, Cursor: cursor}, nil
+	}
 	var f Frame
 	if err := DecodeJSON(b, &f); err != nil {
 		return f, err
@@ -134,6 +138,26 @@ func ParseFrame(b []byte) (Frame, error) {
 		return f, errors.New("a frame is a JSON object with a type")
 	}
 	return f, nil
+}
+
+// plainAck reads an ack in the spelling that encoders give it and with a cursor as
+// nodes make them; any other is left to encoding/json. Acks are most of what clients
+// send, and encoding/json grows the stack of each session's goroutine to read one,
+// which the next garbage collection shrinks again: a tenth of a node's CPU time.
+func plainAck(b []byte) (cursor string, ok bool) {
+	b, ok = bytes.CutPrefix(b, []byte(`{"type":"ack","cursor":"`))
+	if ok {
+		b, ok = bytes.CutSuffix(b, []byte(`"}`))
+	}
+	if !ok {
+		return "", false
+	}
+	for _, c := range b {
+		if c != '-' && (c < '0' || c > '9') && (c < 'a' || c > 'z') {
+			return "", false
+		}
+	}
+	return string(b), true
 }
 
 // CheckRef reports why a frame's ref cannot be echoed: it is a string or a

@@ -259,3 +259,30 @@ func TestProblem(t *testing.T) {
 		t.Errorf("429 without Retry-After: %+v", p)
 	}
 }
+
+// The short way for an ack reads what encoding/json reads, and the same.
+func FuzzPlainAck(f *testing.F) {
+	own, err := json.Marshal(Ack{Type: TypeAck, Cursor: "1a-2b-zz9"})
+	if err != nil {
+		f.Fatal(err)
+	}
+	if c, ok := plainAck(own); !ok || c != "1a-2b-zz9" {
+		f.Fatalf("%s is not read the short way: %q %v", own, c, ok)
+	}
+	f.Add(own)
+	for _, s := range []string{`{"type":"ack","cursor":"`, `{"type":"ack","cursor":""}`, `{"type":"ack","cursor":"0"}`, `{"type":"ack","cursor":"a"} `,
+		`{"type":"ack","cursor":"a\u0062"}`, `{"type":"ack","cursor":"a","ref":"b"}`, `{"type":"ack","cursor":"a","type":"ping"}`,
+		`{"type":"ack","cursor":"a\"}`, `{"type":"ack","cursor":"A"}`, "{\"type\":\"ack\",\"cursor\":\"a\n\"}"} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		c, ok := plainAck(b)
+		if !ok {
+			return
+		}
+		var want Frame
+		if err := DecodeJSON(b, &want); err != nil || want.Type != TypeAck || want.Cursor != c || len(want.Ref)+len(want.Since)+len(want.Data)+len(want.To) > 0 {
+			t.Fatalf("%q is an ack of %q the short way, and %+v, %v", b, c, want, err)
+		}
+	})
+}
