@@ -93,6 +93,21 @@ func (p *process) text() string {
 	return p.log.String()
 }
 
+// loggedAt is when the first line was logged that has this in it; zero if none was.
+func (p *process) loggedAt(t *testing.T, part string) time.Time {
+	t.Helper()
+	for line := range strings.Lines(p.text()) {
+		if strings.Contains(line, part) {
+			var at struct{ Time time.Time }
+			if err := json.Unmarshal([]byte(line), &at); err != nil {
+				t.Fatal(err)
+			}
+			return at.Time
+		}
+	}
+	return time.Time{}
+}
+
 // event waits for a log line with this event.
 func (p *process) event(t *testing.T, name string) map[string]any {
 	t.Helper()
