@@ -240,15 +240,11 @@ func (g *Log) nextLocked(w work) {
 		g.stored(e, w.p)
 		g.Release()
 		g.mu.Lock()
-		if len(g.queue) == 0 {
-			g.queue, g.running = nil, false
-			g.mu.Unlock()
+		if next, ok := g.popLocked(); ok {
+			g.nextLocked(next)
 			return
 		}
-		next := g.queue[0]
-		g.queue[0] = work{}
-		g.queue = g.queue[1:]
-		g.nextLocked(next)
+		g.mu.Unlock()
 	})
 }
 
@@ -309,18 +305,26 @@ func (g *Log) add(w work) {
 	g.mu.Unlock()
 }
 
+// popLocked takes the next work; without any the log does not run any more.
+func (g *Log) popLocked() (work, bool) {
+	if len(g.queue) == 0 {
+		g.queue, g.running = nil, false
+		return work{}, false
+	}
+	w := g.queue[0]
+	g.queue[0] = work{}
+	g.queue = g.queue[1:]
+	return w, true
+}
+
 func (g *Log) run() {
 	for {
 		g.mu.Lock()
-		if len(g.queue) == 0 {
-			g.queue, g.running = nil, false
-			g.mu.Unlock()
+		w, ok := g.popLocked()
+		g.mu.Unlock()
+		if !ok {
 			return
 		}
-		w := g.queue[0]
-		g.queue[0] = work{}
-		g.queue = g.queue[1:]
-		g.mu.Unlock()
 		if w.p != nil {
 			if err := g.append(w.p); err != nil {
 				w.p.Fail(err)
@@ -367,10 +371,8 @@ func (g *Log) append(p *Push) error {
 		if errors.Is(err, ErrConflict) && n < quickTries {
 			continue
 		}
-		select {
-		case <-ctx.Done():
+		if !sleep(ctx, pause) {
 			return errors.Join(ErrUnavailable, last)
-		case <-time.After(pause):
 		}
 	}
 }
