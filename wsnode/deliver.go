@@ -44,17 +44,19 @@ func (n *Node) carryOut(b *peer.Batch, cur *ring.Ring) {
 		n.rings.Refresh()
 	}
 	stamp := wire.Stamp(time.Now())
-	for i := range b.Calls {
-		in := &b.Calls[i]
-		switch in.Op {
-		case peer.OpPush:
-			n.push(in, cur, stamp)
-		case peer.OpBroadcast:
-			n.broadcast(in, stamp)
-		default:
-			n.op(in, b.From, cur)
+	n.stored.logs.Together(func() {
+		for i := range b.Calls {
+			in := &b.Calls[i]
+			switch in.Op {
+			case peer.OpPush:
+				n.push(in, cur, stamp)
+			case peer.OpBroadcast:
+				n.broadcast(in, stamp)
+			default:
+				n.op(in, b.From, cur)
+			}
 		}
-	}
+	})
 }
 
 // push writes a message to the user's sessions.

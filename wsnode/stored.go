@@ -65,7 +65,7 @@ type pastRing struct {
 
 func newStored(n *Node, store inbox.Store, age time.Duration, log *slog.Logger) *stored {
 	d := &stored{store: store, reads: make(chan struct{}, readsAtOnce), looks: map[string]time.Time{}}
-	d.logs = inbox.Logs{Store: store, Age: age, Log: log, Owner: n.ownerOfLog, Deliver: n.deliverStored, Behind: n.logBehind, Lost: n.logLost,
+	d.logs = inbox.Logs{Store: store, Age: age, Log: log, Owner: n.ownerOfLog, Ring: func() any { return n.rings.Current() }, Deliver: n.deliverStored, Behind: n.logBehind, Lost: n.logLost,
 		Late: n.tellOwner, Taken: d.taken, First: n.logFirst}
 	d.positions.Store, d.positions.Log = store, log
 	d.health = storeHealth{store: store, log: log, look: make(chan struct{}, 1)}
@@ -93,44 +93,52 @@ func (n *Node) pushStoredTo(in *peer.In, reply func(peer.Reply)) {
 		reply(storeReply(errors.New("too much waits for the store")))
 		return
 	}
-	answer := func(r peer.Reply) {
-		n.stored.storing.Add(-size)
-		reply(r)
-	}
 	user, id := string(in.User), string(in.ID)
-	n.stored.logs.Append(user, &inbox.Push{ID: id, Key: inbox.Key(user, string(in.Key), id), JSON: in.JSON, Body: in.Body, TTL: in.TTL,
-		Deadline: time.Now().Add(storeTimeout), Context: &storing{in, answer},
-		Repeat: func(l *inbox.Log, first *inbox.Entry) {
-			r := peer.Reply{Status: peer.StatusDuplicate}
-			if first != nil {
-				r.Seq, r.Body = first.Seq, []byte(first.ID)
-				l.With(func(inbox.Cursor) { r.Delivered = n.haveWritten(user, first.Seq) })
-			}
-			answer(r)
-		},
-		Fail: func(err error) {
-			switch {
-			case errors.Is(err, inbox.ErrNotOwner):
-				n.metrics.misdirected.Inc()
-				answer(peer.Reply{Status: peer.StatusMisdirected})
-			case errors.Is(err, inbox.ErrKeyReused):
-				answer(peer.Reply{Status: peer.StatusKeyReused})
-			default:
-				n.metrics.unstored.Inc()
-				n.stored.health.suspect()
-				answer(storeReply(err))
-			}
-		}})
+	c := &storing{node: n, in: in, reply: reply,
+		Push: inbox.Push{ID: id, Key: inbox.Key(user, string(in.Key), id), JSON: in.JSON, Body: in.Body, TTL: in.TTL, Deadline: time.Now().Add(storeTimeout)}}
+	c.Context, c.Fail, c.Repeat = c, c.fail, c.repeat
+	n.stored.logs.Append(user, &c.Push)
+}
+
+// storing is a push that this node appends, and its own context.
+type storing struct {
+	inbox.Push
+	node  *Node
+	in    *peer.In
+	reply func(peer.Reply)
+}
+
+// answer answers it, once.
+func (c *storing) answer(r peer.Reply) {
+	c.node.stored.storing.Add(-int64(len(c.Body)))
+	c.reply(r)
+}
+
+func (c *storing) repeat(l *inbox.Log, first *inbox.Entry) {
+	r := peer.Reply{Status: peer.StatusDuplicate}
+	if first != nil {
+		r.Seq, r.Body = first.Seq, []byte(first.ID)
+		l.With(func(inbox.Cursor) { r.Delivered = c.node.haveWritten(l.User, first.Seq) })
+	}
+	c.answer(r)
+}
+
+func (c *storing) fail(err error) {
+	switch {
+	case errors.Is(err, inbox.ErrNotOwner):
+		c.node.metrics.misdirected.Inc()
+		c.answer(peer.Reply{Status: peer.StatusMisdirected})
+	case errors.Is(err, inbox.ErrKeyReused):
+		c.answer(peer.Reply{Status: peer.StatusKeyReused})
+	default:
+		c.node.metrics.unstored.Inc()
+		c.node.stored.health.suspect()
+		c.answer(storeReply(err))
+	}
 }
 
 func storeReply(err error) peer.Reply {
 	return peer.Reply{Status: peer.StatusStore, Body: []byte(strings.ReplaceAll(err.Error(), "\n", ": "))}
-}
-
-// storing is the context of a push that this node appends.
-type storing struct {
-	in     *peer.In
-	answer func(peer.Reply)
 }
 
 // deliverStored writes a message that was just stored to the user's sessions.

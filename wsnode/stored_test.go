@@ -128,6 +128,7 @@ func (n *storingNode) other(user, id string) {
 	n.t.Helper()
 	o := newStored(n.Node, n.store, time.Hour, n.log)
 	o.logs.Owner = func(string) (any, bool) { return 1, true }
+	o.logs.Ring = func() any { return 1 }
 	o.logs.Deliver = func(_ *inbox.Log, _ *inbox.Entry, p *inbox.Push) { p.Context.(chan error) <- nil }
 	out := make(chan error, 1)
 	o.logs.Append(user, &inbox.Push{ID: id, Key: inbox.Key(user, "", id), JSON: true, Body: []byte("1"), Deadline: time.Now().Add(time.Second), Context: out,
@@ -282,7 +283,7 @@ func TestForwardDoesNotLock(t *testing.T) {
 	for i := range 2000 {
 		out := make(chan peer.Reply, 1)
 		l.With(func(inbox.Cursor) {
-			c := &storing{&peer.In{User: []byte("alice")}, func(r peer.Reply) { out <- r }}
+			c := &storing{node: n.Node, in: &peer.In{User: []byte("alice")}, reply: func(r peer.Reply) { out <- r }}
 			n.storedBoth(c, l, &inbox.Entry{Cursor: inbox.Cursor{Seq: uint64(i + 1)}}, nil, n.rings.Current(), []*ring.Node{{ID: "old"}})
 		})
 		select {

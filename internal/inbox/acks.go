@@ -8,30 +8,37 @@ import (
 	"fmt"
 	"math"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
 )
 
-// acks are the appends that wait for their acknowledgement, by the last part of the
+// acks are the messages that wait for their acknowledgement, by the last part of the
 // subject that it comes to.
 type acks struct {
 	mu      sync.Mutex
 	prefix  string // of the subjects
 	last    uint64
-	waiting map[string]*waiting
+	waiting map[uint64]*waiting
 	closed  bool
-	queue   []*nats.Msg    // to be published
+	queue   []*waiting     // to be published
+	more    int            // calls of Together that are under way
 	wake    chan struct{}  // the publisher
 	calls   sync.WaitGroup // of done that are under way
 }
 
+// waiting is a message that is to be stored.
 type waiting struct {
+	message
 	done     func(pos uint64, dup bool, err error)
 	deadline time.Time
-	stream   string
-	server   string // that it was published to, if that wants a sync
+	stream   string // to be synced; "": it need not be safe
+
+	n      uint64 // that it waits by
+	over   bool   // it does not wait any more; guarded by acks
+	server string // that it was published to, if that wants a sync
 }
 
 var (
@@ -51,18 +58,33 @@ func (s *JetStream) AppendAsync(user string, e *Entry, key string, expect uint64
 		return
 	}
 	p, subject, _ := s.placeKnown(user)
-	reply, err := s.acks.add(&waiting{done: done, deadline: deadline, stream: s.stream(p)})
-	if err != nil {
-		done(0, false, err)
-		return
-	}
-	m := message(subject, e, key, expect)
-	m.Reply = reply
+	s.acks.add(&waiting{message: message{subject, e.Meta(), key, expect, e.Body}, done: done, deadline: deadline, stream: s.stream(p)})
+}
+
+// SetPositionAsync implements AsyncStore.
+func (s *JetStream) SetPositionAsync(user, device string, c Cursor, rev uint64, deadline time.Time, done func(rev uint64, err error)) {
+	s.acks.add(&waiting{message: s.position(user, device, c, rev), deadline: deadline, done: func(rev uint64, _ bool, err error) { done(rev, err) }})
+}
+
+// Together implements AsyncStore.
+func (s *JetStream) Together(f func()) {
 	s.acks.mu.Lock()
-	s.acks.queue = append(s.acks.queue, m)
+	s.acks.more++
 	s.acks.mu.Unlock()
+	f()
+	s.acks.mu.Lock()
+	s.acks.more--
+	any := len(s.acks.queue) > 0
+	s.acks.mu.Unlock()
+	if any {
+		s.acks.publish()
+	}
+}
+
+// publish wakes publishLoop.
+func (a *acks) publish() {
 	select {
-	case s.acks.wake <- struct{}{}:
+	case a.wake <- struct{}{}:
 	default:
 	}
 }
@@ -70,27 +92,22 @@ func (s *JetStream) AppendAsync(user string, e *Entry, key string, expect uint64
 // publishLoop publishes what AppendAsync queued, until ctx ends: nats.go may hold up
 // whoever publishes while it dials, or while the server takes no bytes.
 func (s *JetStream) publishLoop(ctx context.Context) {
+	var out envelope
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-s.acks.wake:
 		}
-		s.acks.mu.Lock()
-		queue := s.acks.queue
-		s.acks.queue = nil
-		s.acks.mu.Unlock()
 		server, err := s.o.Synced()
-		for _, m := range s.acks.to(server, queue) {
+		for _, w := range s.acks.next(server) {
 			err := err
 			if err == nil {
-				err = s.o.Conn.PublishMsg(m)
+				err = s.o.Conn.PublishMsg(out.with(&w.message, s.acks.reply(w.n)))
 			}
-			if err != nil {
-				if w, ok := s.acks.take(m.Reply); ok {
-					w.done(0, false, err)
-					s.acks.calls.Done()
-				}
+			if err != nil && s.acks.take(w.n) != nil {
+				w.done(0, false, err)
+				s.acks.calls.Done()
 			}
 		}
 	}
@@ -102,39 +119,75 @@ func (s *JetStream) listen() error {
 	_, err := s.o.Conn.Subscribe(prefix+"*", s.acknowledged)
 	s.acks.mu.Lock()
 	defer s.acks.mu.Unlock()
-	s.acks.prefix, s.acks.waiting = prefix, map[string]*waiting{}
+	s.acks.prefix, s.acks.waiting = prefix, map[uint64]*waiting{}
 	return err
 }
 
-// add has an acknowledgement waited for, and returns the subject for it.
-func (a *acks) add(w *waiting) (string, error) {
+// add has w published, and hear what becomes of it.
+func (a *acks) add(w *waiting) {
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	if a.closed || a.waiting == nil {
-		return "", errBroken
+		a.mu.Unlock()
+		w.done(0, false, errBroken)
+		return
 	}
 	a.last++
-	reply := a.prefix + strconv.FormatUint(a.last, 36)
-	a.waiting[reply] = w
-	return reply, nil
+	w.n = a.last
+	a.waiting[w.n] = w
+	a.queue = append(a.queue, w)
+	now := a.more == 0
+	a.mu.Unlock()
+	if now {
+		a.publish()
+	}
 }
 
-// take takes who waits for an acknowledgement; the caller ends the call with Done.
-func (a *acks) take(reply string) (*waiting, bool) {
+// next takes off the queue what is to be published, at that server, but those whose
+// time is over: somebody was told so.
+func (a *acks) next(server string) []*waiting {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	w, ok := a.waiting[reply]
-	if ok {
-		a.calls.Add(1)
-		delete(a.waiting, reply)
+	queue := a.queue
+	a.queue = nil
+	out := queue[:0]
+	for _, w := range queue {
+		if w.over {
+			continue
+		}
+		if w.stream != "" {
+			w.server = server
+		}
+		out = append(out, w)
 	}
-	return w, ok
+	return out
+}
+
+// reply is the subject that an acknowledgement comes to.
+func (a *acks) reply(n uint64) string { return a.prefix + strconv.FormatUint(n, 36) }
+
+// take takes who waits for an acknowledgement, nil if nobody does any more; the
+// caller ends the call with Done.
+func (a *acks) take(n uint64) *waiting {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	w := a.waiting[n]
+	if w != nil {
+		a.takeLocked(w)
+	}
+	return w
+}
+
+func (a *acks) takeLocked(w *waiting) {
+	w.over = true
+	a.calls.Add(1)
+	delete(a.waiting, w.n)
 }
 
 // acknowledged takes the answer to an append.
 func (s *JetStream) acknowledged(m *nats.Msg) {
-	w, ok := s.acks.take(m.Subject)
-	if !ok {
+	n, _ := strconv.ParseUint(strings.TrimPrefix(m.Subject, s.acks.prefix), 36, 64)
+	w := s.acks.take(n)
+	if w == nil {
 		return // it came too late
 	}
 	defer s.acks.calls.Done()
@@ -153,29 +206,13 @@ func (s *JetStream) acknowledged(m *nats.Msg) {
 
 const statusNoResponders = "503"
 
-// to notes where messages are published. It drops those whose time is over: somebody
-// was told so.
-func (a *acks) to(server string, queue []*nats.Msg) []*nats.Msg {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	out := queue[:0]
-	for _, m := range queue {
-		if w := a.waiting[m.Reply]; w != nil {
-			w.server = server
-			out = append(out, m)
-		}
-	}
-	return out
-}
-
 // fail ends those whose time is over at now, or all, with err.
 func (a *acks) fail(now time.Time, all bool, err error) {
 	a.mu.Lock()
 	var out []*waiting
-	for reply, w := range a.waiting {
+	for _, w := range a.waiting {
 		if all || now.After(w.deadline) {
-			delete(a.waiting, reply)
-			a.calls.Add(1)
+			a.takeLocked(w)
 			out = append(out, w)
 		}
 	}

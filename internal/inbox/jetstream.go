@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"log/slog"
+	"math"
 	"strconv"
 	"sync"
 
@@ -138,11 +139,11 @@ func (s *JetStream) Append(ctx context.Context, user string, e *Entry, key strin
 	if err != nil {
 		return 0, false, err
 	}
-	return s.publishSafely(ctx, s.stream(p), message(subject, e, key, expect))
+	return s.publishSafely(ctx, s.stream(p), message{subject, e.Meta(), key, expect, e.Body})
 }
 
 // publishSafely publishes into a stream, and waits until the message is safe there.
-func (s *JetStream) publishSafely(ctx context.Context, stream string, m *nats.Msg) (uint64, bool, error) {
+func (s *JetStream) publishSafely(ctx context.Context, stream string, m message) (uint64, bool, error) {
 	server, err := s.o.Synced() // before: what another run acknowledges is not synced by it
 	if err != nil {
 		return 0, false, err
@@ -161,14 +162,49 @@ func (s *JetStream) publishSafely(ctx context.Context, stream string, m *nats.Ms
 	return pos, dup, err
 }
 
-func message(subject string, e *Entry, key string, expect uint64) *nats.Msg {
-	return &nats.Msg{Subject: subject, Data: e.Body, Header: nats.Header{headerMeta: {e.Meta()}, nats.MsgIdHdr: {key},
-		nats.ExpectedLastSubjSeqHdr: {strconv.FormatUint(expect, 10)}}}
+// message is what is published to be stored.
+type message struct {
+	subject string
+	meta    string
+	key     string // for Nats-Msg-Id; "": it has none
+	expect  uint64 // the subject's last message, or anySequence
+	body    []byte
+}
+
+const anySequence = math.MaxUint64
+
+// envelope makes nats.go's messages of messages, one at a time. The zero envelope is
+// ready.
+type envelope struct {
+	msg    nats.Msg
+	values [3][1]string
+}
+
+// with returns m as it goes out, until the next call.
+func (o *envelope) with(m *message, reply string) *nats.Msg {
+	meta, expect, key := &o.values[0], &o.values[1], &o.values[2]
+	meta[0], expect[0], key[0] = m.meta, strconv.FormatUint(m.expect, 10), m.key
+	h := o.msg.Header
+	if h == nil {
+		h = nats.Header{headerMeta: meta[:]}
+	}
+	has := func(name string, value *[1]string, there bool) {
+		if there {
+			h[name] = value[:]
+		} else {
+			delete(h, name)
+		}
+	}
+	has(nats.MsgIdHdr, key, m.key != "")
+	has(nats.ExpectedLastSubjSeqHdr, expect, m.expect != anySequence)
+	o.msg = nats.Msg{Subject: m.subject, Reply: reply, Header: h, Data: m.body}
+	return &o.msg
 }
 
 // publish stores a message and waits until the server says so.
-func (s *JetStream) publish(ctx context.Context, m *nats.Msg) (uint64, bool, error) {
-	r, err := s.request(ctx, m)
+func (s *JetStream) publish(ctx context.Context, m message) (uint64, bool, error) {
+	var out envelope
+	r, err := s.request(ctx, out.with(&m, ""))
 	if err != nil {
 		return 0, false, err
 	}
@@ -346,10 +382,14 @@ func (s *JetStream) Position(ctx context.Context, user, device string) (Cursor, 
 
 // SetPosition implements Store.
 func (s *JetStream) SetPosition(ctx context.Context, user, device string, c Cursor, rev uint64) (uint64, error) {
-	e := Entry{ID: c.String()}
-	rev, _, err := s.publish(ctx, &nats.Msg{Subject: s.positionSubject(user, device), Header: nats.Header{headerMeta: {e.Meta()},
-		nats.ExpectedLastSubjSeqHdr: {strconv.FormatUint(rev, 10)}}})
+	rev, _, err := s.publish(ctx, s.position(user, device, c, rev))
 	return rev, err
+}
+
+// position is the message that notes a position.
+func (s *JetStream) position(user, device string, c Cursor, rev uint64) message {
+	e := Entry{ID: c.String()}
+	return message{subject: s.positionSubject(user, device), meta: e.Meta(), expect: rev}
 }
 
 // Check implements Store: a canary in each stream that it would write to.
@@ -363,7 +403,7 @@ func (s *JetStream) Check(ctx context.Context) error {
 	for p := range n {
 		e := Entry{ID: "canary"}
 		subject := fmt.Sprintf("%s.inbox.%d._", s.o.Cluster, p) // of no user; the limits trim it
-		if _, _, err := s.publishSafely(ctx, s.stream(p), &nats.Msg{Subject: subject, Header: nats.Header{headerMeta: {e.Meta()}}}); err != nil {
+		if _, _, err := s.publishSafely(ctx, s.stream(p), message{subject: subject, meta: e.Meta(), expect: anySequence}); err != nil {
 			return fmt.Errorf("partition %d: %w", p, err)
 		}
 	}

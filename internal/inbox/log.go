@@ -43,6 +43,8 @@ type Logs struct {
 	// Owner tells whether this node owns a user, and by which ring: a log is read
 	// anew when that is another one than when it was read last.
 	Owner func(user string) (ring any, ok bool)
+	// Ring tells the ring that Owner would go by now.
+	Ring func() any
 	// Deliver gets each push, in order, once its message is stored. Called with the
 	// log locked.
 	Deliver func(l *Log, e *Entry, p *Push)
@@ -98,7 +100,7 @@ const keptLogs = 2048
 type Log struct {
 	User string
 	logs *Logs
-	pins int // guarded by the shard
+	pins atomic.Int32 // never from 0 to 1 without the shard's lock
 
 	mu      sync.Mutex
 	head    Cursor    // newest message that is known
@@ -140,7 +142,7 @@ func (l *Logs) Get(user string) *Log {
 		g = &Log{User: user, logs: l}
 		sh.logs[user] = g
 	}
-	g.pins++
+	g.pins.Add(1)
 	return g
 }
 
@@ -149,7 +151,7 @@ func (l *Logs) Get(user string) *Log {
 func (sh *logShard) evictLocked() {
 	tries := 0
 	for user, g := range sh.logs {
-		if g.pins == 0 {
+		if g.pins.Load() == 0 {
 			delete(sh.logs, user)
 			return
 		}
@@ -160,12 +162,7 @@ func (sh *logShard) evictLocked() {
 }
 
 // Release lets go of a log.
-func (g *Log) Release() {
-	sh := g.logs.shard(g.User)
-	sh.mu.Lock()
-	g.pins--
-	sh.mu.Unlock()
-}
+func (g *Log) Release() { g.pins.Add(-1) }
 
 // Wait returns when no goroutine of a log is left. Nothing may be added any more.
 func (l *Logs) Wait() {
@@ -197,6 +194,9 @@ func (l *Logs) start(g *Log) {
 	}
 }
 
+// Together calls f, which must not block: what it appends goes to the store together.
+func (l *Logs) Together(f func()) { together(l.Store, f) }
+
 // Append stores a push as the user's next message, after those that were given
 // before it.
 func (l *Logs) Append(user string, p *Push) {
@@ -215,8 +215,8 @@ func (l *Logs) Append(user string, p *Push) {
 // against it, which is nearly always.
 func (g *Log) nextLocked(w work) {
 	async, ok := g.logs.Store.(AsyncStore)
-	ring, owns := g.logs.Owner(g.User)
-	if !ok || !owns || w.p == nil || g.ring != ring {
+	ring := g.logs.Ring()
+	if !ok || w.p == nil || g.ring == nil || g.ring != ring {
 		g.queue = append([]work{w}, g.queue...)
 		g.mu.Unlock()
 		g.logs.start(g)
@@ -237,7 +237,7 @@ func (g *Log) nextLocked(w work) {
 			return
 		}
 		e.Pos = pos
-		g.stored(e, w.p)
+		g.stored(e, w.p, ring)
 		g.Release()
 		g.mu.Lock()
 		if next, ok := g.popLocked(); ok {
@@ -253,14 +253,18 @@ func (p *Push) entry(user string, head Cursor) *Entry {
 	return &Entry{Cursor: head.next(user, p.ID, 0), Prev: head.Tag, ID: p.ID, Time: time.Now().Truncate(time.Millisecond), TTL: p.TTL, JSON: p.JSON, Body: p.Body}
 }
 
-// stored takes note of a message that is stored, and delivers it.
-func (g *Log) stored(e *Entry, p *Push) {
+// stored takes note of a message that is stored, and delivers it. ring is that by
+// which this node owned the user.
+func (g *Log) stored(e *Entry, p *Push, ring any) {
 	g.mu.Lock()
 	if e.Seq > g.head.Seq {
 		g.setLocked(e.Cursor, e.Time)
 	}
 	g.logs.Deliver(g, e, p)
 	g.mu.Unlock()
+	if g.logs.Ring() == ring {
+		return
+	}
 	if _, ok := g.logs.Owner(g.User); !ok {
 		g.logs.Late(g.User)
 	}
@@ -414,7 +418,7 @@ func (g *Log) try(ctx context.Context, p *Push, ring any) error {
 	} else {
 		e.Pos = pos
 	}
-	g.stored(e, p)
+	g.stored(e, p, ring)
 	return nil
 }
 

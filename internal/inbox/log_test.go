@@ -20,6 +20,7 @@ import (
 func owned(s Store, ring *atomic.Int64, got func(e *Entry, p *Push)) *Logs {
 	return &Logs{Store: s, Log: slog.New(slog.DiscardHandler), Age: time.Hour,
 		Owner:   func(string) (any, bool) { return ring.Load(), true },
+		Ring:    func() any { return ring.Load() },
 		Deliver: func(_ *Log, e *Entry, p *Push) { got(e, p) },
 		Behind:  func(*Log) {}, Lost: func(*Log) {}, Late: func(string) {}, First: func(*Log, Cursor) {}, Taken: func(string, any) {}}
 }

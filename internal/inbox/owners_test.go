@@ -43,6 +43,16 @@ func (a async) AppendAsync(user string, e *Entry, key string, expect uint64, dea
 	}()
 }
 
+func (a async) SetPositionAsync(user, device string, c Cursor, rev uint64, deadline time.Time, done func(rev uint64, err error)) {
+	go func() {
+		ctx, cancel := context.WithDeadline(context.Background(), deadline)
+		defer cancel()
+		done(a.SetPosition(ctx, user, device, c, rev))
+	}()
+}
+
+func (a async) Together(f func()) { f() }
+
 // bothWays runs a test with the store as it is, and as one that appends by itself.
 func bothWays(t *testing.T, test func(t *testing.T, as func(Store) Store)) {
 	t.Run("with goroutines", func(t *testing.T) { test(t, func(s Store) Store { return s }) })
@@ -67,6 +77,7 @@ func newOwner(name string, s Store, owns *atomic.Pointer[string], as func(Store)
 			now := owns.Load()
 			return now, *now == name
 		},
+		Ring: func() any { return owns.Load() },
 		Deliver: func(_ *Log, e *Entry, p *Push) {
 			o.seen = append(o.seen, e.Seq)
 			o.result <- fmt.Sprintf("stored %s as %d", p.ID, e.Seq)

@@ -19,14 +19,14 @@ type Positions struct {
 
 	mu    sync.Mutex
 	byKey map[[2]string]*position
-	// What waits, in the order in which it is due: devices, and those that were
-	// closed. An entry that was written since, or stands twice, is passed over.
+	// What waits, in the order in which it is due: a second after it was noted, or
+	// at once. An entry that was written since, or stands twice, is passed over.
 	queues [2][]*position
 }
 
 const (
-	queueOpen = iota
-	queueClosed
+	queueSoon = iota
+	queueNow
 )
 
 type position struct {
@@ -68,7 +68,7 @@ func (p *Positions) Close(user, device string) {
 	e.pins--
 	if !e.at.IsZero() {
 		e.at = time.Now()
-		p.queues[queueClosed] = append(p.queues[queueClosed], e)
+		p.queues[queueNow] = append(p.queues[queueNow], e)
 	}
 	p.forgetLocked(e)
 }
@@ -93,7 +93,7 @@ func (p *Positions) Note(user, device string, c Cursor) {
 	e.c = c
 	if e.at.IsZero() {
 		e.at = time.Now().Add(writeEvery)
-		p.queues[queueOpen] = append(p.queues[queueOpen], e)
+		p.queues[queueSoon] = append(p.queues[queueSoon], e)
 	}
 }
 
@@ -161,31 +161,66 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
+// write writes what is due by now. Nearly always the revision of what is stored is
+// known, and all of that is sent together, without a goroutine for each.
 func (p *Positions) write(ctx context.Context, now time.Time) {
+	async, _ := p.Store.(AsyncStore)
 	var g errgroup.Group
 	g.SetLimit(writesAtOnce)
-	for _, e := range p.due(now) {
+	var slow []*position
+	together(p.Store, func() {
+		for _, e := range p.due(now) {
+			p.mu.Lock()
+			c, rev, known := e.c, e.rev, e.known
+			p.mu.Unlock()
+			switch {
+			case c == Cursor{}:
+				p.written(e, nil)
+			case async == nil || !known:
+				slow = append(slow, e)
+			default:
+				async.SetPositionAsync(e.key[0], e.key[1], c, rev, time.Now().Add(writeTimeout), func(rev uint64, err error) {
+					p.stored(e, rev, err)
+					p.written(e, err)
+				})
+			}
+		}
+	})
+	for _, e := range slow {
 		g.Go(func() error {
 			p.mu.Lock()
 			c := e.c
 			p.mu.Unlock()
-			var err error
-			if c != (Cursor{}) {
-				err = p.writeOne(ctx, e, c)
-			}
-			p.mu.Lock()
-			defer p.mu.Unlock()
-			e.writing = false
-			if err != nil && e.at.IsZero() {
-				p.Log.Debug("a position was not written; trying again", "event", "position_unwritten", "user", e.key[0], "device", e.key[1], "error", err)
-				e.at = time.Now().Add(writeEvery)
-				p.queues[queueOpen] = append(p.queues[queueOpen], e)
-			}
-			p.forgetLocked(e)
+			p.written(e, p.writeOne(ctx, e, c))
 			return nil
 		})
 	}
 	_ = g.Wait() // the errors are handled above
+}
+
+// stored takes note of the revision that a write has, or that it failed.
+func (p *Positions) stored(e *position, rev uint64, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	e.rev, e.known = rev, err == nil
+}
+
+// written ends a write; one that failed is tried again, after a look at what is stored.
+func (p *Positions) written(e *position, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	e.writing = false
+	switch {
+	case err == nil || !e.at.IsZero(): // or noted anew meanwhile
+	case errors.Is(err, ErrConflict):
+		e.at = time.Now()
+		p.queues[queueNow] = append(p.queues[queueNow], e)
+	default:
+		p.Log.Debug("a position was not written; trying again", "event", "position_unwritten", "user", e.key[0], "device", e.key[1], "error", err)
+		e.at = time.Now().Add(writeEvery)
+		p.queues[queueSoon] = append(p.queues[queueSoon], e)
+	}
+	p.forgetLocked(e)
 }
 
 // due takes off the queues what is to be written by now.

@@ -26,6 +26,13 @@ func (c *counting) SetPosition(ctx context.Context, user, device string, cur Cur
 	return rev, err
 }
 
+// bothInBubble is bothWays with a bubble's clock.
+func bothInBubble(t *testing.T, test func(t *testing.T, as func(Store) Store)) {
+	bothWays(t, func(t *testing.T, as func(Store) Store) {
+		synctest.Test(t, func(t *testing.T) { test(t, as) })
+	})
+}
+
 func positionsIn(t *testing.T, s Store) (p *Positions, run func()) {
 	p = &Positions{Store: s, Log: slog.New(slog.DiscardHandler)}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -37,9 +44,9 @@ func positionsIn(t *testing.T, s Store) (p *Positions, run func()) {
 // However often a device acknowledges, its position is written once a second, and
 // when it leaves.
 func TestPositions(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bothInBubble(t, func(t *testing.T, as func(Store) Store) {
 		s := &counting{Memory: NewMemory(suiteLimits), writes: map[[2]string]int{}}
-		p, end := positionsIn(t, s)
+		p, end := positionsIn(t, as(s))
 		defer end()
 		p.Open("alice", "d", 0, true)
 		for i := range uint64(100) { // ten seconds
@@ -66,10 +73,10 @@ func TestPositions(t *testing.T) {
 
 // Two nodes write one device's position: the one that is behind does not win.
 func TestPositionsOfTwoNodes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bothInBubble(t, func(t *testing.T, as func(Store) Store) {
 		m := NewMemory(suiteLimits)
-		old, endOld := positionsIn(t, m)
-		now, endNow := positionsIn(t, m)
+		old, endOld := positionsIn(t, as(m))
+		now, endNow := positionsIn(t, as(m))
 		defer endOld()
 		defer endNow()
 		old.Open("alice", "d", 0, true)
@@ -92,9 +99,9 @@ func TestPositionsOfTwoNodes(t *testing.T) {
 
 // The store is away: what was noted is written when it is back.
 func TestPositionsStoreAway(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bothInBubble(t, func(t *testing.T, as func(Store) Store) {
 		m := NewMemory(suiteLimits)
-		p, end := positionsIn(t, m)
+		p, end := positionsIn(t, as(m))
 		defer end()
 		m.Fail(errFault)
 		p.Note("alice", "d", Cursor{3, 3, 3})
@@ -113,9 +120,14 @@ func TestPositionsStoreAway(t *testing.T) {
 
 // Flush writes at once.
 func TestPositionsFlush(t *testing.T) {
+	bothWays(t, testPositionsFlush)
+}
+
+func testPositionsFlush(t *testing.T, as func(Store) Store) {
 	m := NewMemory(suiteLimits)
-	p := &Positions{Store: m, Log: slog.New(slog.DiscardHandler)}
+	p := &Positions{Store: as(m), Log: slog.New(slog.DiscardHandler)}
 	p.Note("alice", "d", Cursor{3, 3, 3})
+	p.Open("bob", "d", 0, true)
 	p.Note("bob", "d", Cursor{1, 1, 1})
 	p.Flush(t.Context())
 	for k, want := range map[[2]string]uint64{{"alice", "d"}: 3, {"bob", "d"}: 1} {
@@ -128,9 +140,9 @@ func TestPositionsFlush(t *testing.T) {
 // The store was made anew, and numbers its places from the start: a position of
 // before does not stand in the way of those that follow.
 func TestPositionsOfLostLog(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bothInBubble(t, func(t *testing.T, as func(Store) Store) {
 		m := NewMemory(suiteLimits)
-		p, end := positionsIn(t, m)
+		p, end := positionsIn(t, as(m))
 		defer end()
 		rev, err := m.SetPosition(t.Context(), "alice", "d", Cursor{900, 1000, 1}, 0)
 		if err != nil {

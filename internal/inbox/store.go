@@ -48,13 +48,26 @@ type Store interface {
 	Check(ctx context.Context) error
 }
 
-// AsyncStore is a Store that appends many messages without a goroutine for each.
+// AsyncStore is a Store that takes many messages without a goroutine for each.
 type AsyncStore interface {
 	Store
 	// AppendAsync is Append, which calls done, once, with what that would return,
 	// after deadline at the latest. done may be called before AppendAsync returns; it
 	// must not block.
 	AppendAsync(user string, e *Entry, key string, expect uint64, deadline time.Time, done func(pos uint64, dup bool, err error))
+	// SetPositionAsync is SetPosition, in the same way.
+	SetPositionAsync(user, device string, c Cursor, rev uint64, deadline time.Time, done func(rev uint64, err error))
+	// Together calls f; what is appended meanwhile may be sent when f returns.
+	Together(f func())
+}
+
+// together calls f; what it gives to a store that can goes there together.
+func together(s Store, f func()) {
+	if async, ok := s.(AsyncStore); ok {
+		async.Together(f)
+		return
+	}
+	f()
 }
 
 // Chunk is how many bytes of messages Read returns at most, but for one that is

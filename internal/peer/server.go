@@ -58,7 +58,6 @@ type Batch struct {
 	n      int    // replies in buf
 	buf    []byte // encoded replies that were not sent yet
 	opened bool   // the gate: the first replies were sent
-	timer  *time.Timer
 }
 
 // Server answers links.
@@ -146,6 +145,12 @@ type serving struct {
 	from    string
 	dropped atomic.Bool
 	mu      sync.Mutex // one frame at a time
+
+	gate  sync.Mutex
+	waits *Batch // the last one that was not answered at once
+	since time.Time
+	timer *time.Timer
+	armed bool
 }
 
 func (v *serving) serve(br *bufio.Reader) {
@@ -230,16 +235,52 @@ func (b *Batch) Dropped() bool { return b.s.dropped.Load() }
 // has a little while to be.
 func (b *Batch) handled() {
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	if !b.opened {
-		b.timer = time.AfterFunc(firstReplies, func() {
-			b.mu.Lock()
-			if b.opened {
-				b.mu.Unlock()
-				return
-			}
-			b.sendLocked()
-		})
+	opened := b.opened
+	b.mu.Unlock()
+	if !opened {
+		b.s.await(b)
+	}
+}
+
+// open sends what is answered of a batch that has waited long enough.
+func (b *Batch) open() {
+	b.mu.Lock()
+	if b.opened {
+		b.mu.Unlock()
+		return
+	}
+	b.sendLocked()
+}
+
+// await has a batch opened in a while. One timer serves a link, since its batches
+// come one by one, and it is left alone when they are answered in time: to set one
+// for each would wake a thread for each.
+func (v *serving) await(b *Batch) {
+	v.gate.Lock()
+	defer v.gate.Unlock()
+	v.waits, v.since = b, time.Now()
+	switch {
+	case v.armed:
+	case v.timer == nil:
+		v.armed, v.timer = true, time.AfterFunc(firstReplies, v.late)
+	default:
+		v.armed = true
+		v.timer.Reset(firstReplies)
+	}
+}
+
+// late opens the batch that waits, if its time is over.
+func (v *serving) late() {
+	v.gate.Lock()
+	defer v.gate.Unlock()
+	b := v.waits
+	if left := firstReplies - time.Since(v.since); b != nil && left > 0 {
+		v.timer.Reset(left)
+		return
+	}
+	v.waits, v.armed = nil, false
+	if b != nil {
+		go b.open() // writing may take long
 	}
 }
 
@@ -251,9 +292,6 @@ func (b *Batch) sendLocked() {
 	if !b.opened {
 		flags = flagFirst
 		b.opened = true
-		if b.timer != nil {
-			b.timer.Stop()
-		}
 	}
 	f = append(f, flags)
 	f = binary.AppendUvarint(f, uint64(b.n))

@@ -21,6 +21,9 @@ func main() {
 			if err != nil {
 				return err
 			}
+			if os.Getenv("GOGC") == "" {
+				go tuneGC(ctx)
+			}
 			return n.Run(ctx)
 		}))
 }
