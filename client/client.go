@@ -26,6 +26,9 @@ type Config struct {
 	Token func(ctx context.Context) (string, error)
 	// User connects without a token, which locators allow in development mode only.
 	User string
+	// SendTo is, with User, to whom it may send: ids, or prefixes with a * behind. (A
+	// token says that itself, in its claim send_to.)
+	SendTo []string
 	// Device names this device of the user: 1 to 64 of A-Z a-z 0-9 . _ -
 	// A user's second connection with the same device replaces the first. Keep it
 	// the same over restarts of the app; empty: a random one for this Client.
@@ -130,6 +133,7 @@ type Client struct {
 
 	place inboxPlace
 	acks  acker
+	sends sender
 
 	// Run's own.
 	seen    seen
@@ -149,6 +153,14 @@ func New(cfg Config) (*Client, error) {
 		return nil, errors.New("dialring: Config.OnMessage is required")
 	case (cfg.Token == nil) == (cfg.User == ""):
 		return nil, errors.New("dialring: Config needs one of Token and User (User is for development mode)")
+	}
+	if cfg.SendTo != nil {
+		if cfg.User == "" {
+			return nil, errors.New("dialring: Config.SendTo goes with User; a token says itself whom its user may send to")
+		}
+		if err := wire.CheckSendTo(cfg.SendTo); err != nil {
+			return nil, fmt.Errorf("dialring: Config.SendTo: %w", err)
+		}
 	}
 	if cfg.User != "" {
 		if err := wire.CheckUser(cfg.User); err != nil {
@@ -174,6 +186,7 @@ func New(cfg Config) (*Client, error) {
 	}
 	c := &Client{cfg: cfg, recheck: recheckAfter, failed: map[string]time.Time{}, retry: wire.DefaultRetry}
 	c.place.since, c.acks.base = cfg.Since, cfg.Since
+	c.sends = sender{prefix: wire.RandomID(5) + "-", calls: map[string]*call{}}
 	return c, nil
 }
 

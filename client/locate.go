@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/dialring/dialring/internal/wire"
@@ -54,6 +55,9 @@ func (c *Client) locateAt(ctx context.Context, base, token string, body []byte) 
 	u := base + "/v1/locate"
 	if c.cfg.User != "" {
 		u += "?user=" + url.QueryEscape(c.cfg.User)
+		if len(c.cfg.SendTo) > 0 {
+			u += "&send_to=" + url.QueryEscape(strings.Join(c.cfg.SendTo, ","))
+		}
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u, bytes.NewReader(body))
 	if err != nil {

@@ -75,6 +75,7 @@ func (r *receiver) run(dialCtx context.Context) ended {
 				break
 			}
 			e := r.cur.why()
+			r.c.sends.lost(r.cur)
 			// One that is being dialed may take over; not against the server's word,
 			// but what replaces this one may be that one.
 			moving := r.dialing || r.next != nil
@@ -98,6 +99,7 @@ func (r *receiver) run(dialCtx context.Context) ended {
 					for b := range r.old.frames {
 						r.frame(dialCtx, r.old, b)
 					}
+					r.c.sends.lost(r.old)
 				}
 				r.old, r.cur, r.next = r.cur, welcomed, nil
 				r.again, r.tries = nil, 0
@@ -105,6 +107,7 @@ func (r *receiver) run(dialCtx context.Context) ended {
 			}
 		case b, ok := <-framesOf(r.old):
 			if !ok {
+				r.c.sends.lost(r.old)
 				r.old = nil
 				break
 			}
@@ -160,6 +163,7 @@ func (r *receiver) end(k *conn) {
 	_ = k.ws.NetConn().Close()
 	for range k.frames { // until the reader has ended
 	}
+	r.c.sends.lost(k)
 }
 
 // move dials another node, in a goroutine: the one that m names, or, if there is
@@ -254,6 +258,8 @@ func (r *receiver) frame(dialCtx context.Context, k *conn, b []byte) {
 		} else if !r.c.seen.has(m.ID) && r.hand(queued{Message: out}) {
 			r.c.seen.add(m.ID)
 		}
+	case wire.TypeAck, wire.TypeError:
+		r.c.sends.answer(b, t.Type == wire.TypeError)
 	case wire.TypeSkip:
 		var f wire.Skip
 		if json.Unmarshal(b, &f) == nil {
@@ -298,5 +304,7 @@ func (r *receiver) welcome(k *conn, w *wire.Welcome) {
 	}
 	k.log = r.c.acks.current()
 	r.c.acks.use(k)
+	r.c.sends.use(k)
+	r.wg.Go(r.c.sends.flush)
 	r.c.tell(Event{State: Connected, Node: k.node, Session: w.Session, Pending: w.Pending, Gap: w.Gap})
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/dialring/dialring/internal/httpd"
 	"github.com/dialring/dialring/internal/ring"
+	"github.com/dialring/dialring/internal/route"
 	"github.com/dialring/dialring/internal/ticket"
 	"github.com/dialring/dialring/internal/wire"
 )
@@ -20,8 +21,8 @@ const (
 	maxFailed     = 16 // failed hints that are heeded
 )
 
-// userHandler answers a request of user, whose query is q.
-type userHandler func(c echo.Context, user string, q url.Values) error
+// userHandler answers a request of a user, whose query is q.
+type userHandler func(c echo.Context, who caller, q url.Values) error
 
 // asUser is what stands before everything that clients ask: it lets in pages of
 // allowed origins and addresses that do not ask too often, and finds out who
@@ -40,18 +41,18 @@ func (l *Locator) asUser(next userHandler) echo.HandlerFunc {
 		if err != nil {
 			return badRequest("the query cannot be read: it is not validly percent-encoded")
 		}
-		user, p := l.userOf(r, q)
+		who, p := l.callerOf(r, q)
 		if p != nil {
 			return p
 		}
-		return next(c, user, q)
+		return next(c, who, q)
 	}
 }
 
 // locate tells a client which node owns its user, and after a crash when to dial
 // it. Nothing on this path does I/O: the ring and the keys are in memory.
-func (l *Locator) locate(c echo.Context, user string, q url.Values) error {
-	r := c.Request()
+func (l *Locator) locate(c echo.Context, who caller, q url.Values) error {
+	r, user := c.Request(), who.user
 	req, p := locateRequest(r, q)
 	if p != nil {
 		return p
@@ -61,7 +62,7 @@ func (l *Locator) locate(c echo.Context, user string, q url.Values) error {
 	}
 	owner, cur, ok := l.owner(r.Context(), user)
 	if !ok {
-		return noNodes()
+		return route.NoNodes()
 	}
 	now := time.Now()
 	wait, ok := l.storm.dialAfter(cur, owner, user, l.keeper.Locators, now)
@@ -70,7 +71,10 @@ func (l *Locator) locate(c echo.Context, user string, q url.Values) error {
 		p.Header = [2]string{"Retry-After", strconv.Itoa(int((wait - maxDialIn/2) / time.Second))}
 		return p
 	}
-	t := l.signer.Ticket(ticket.Ticket{User: user, Device: req.Device, Node: owner.ID, Epoch: cur.Epoch}, now)
+	t := l.signer.Ticket(ticket.Ticket{User: user, Device: req.Device, Node: owner.ID, Epoch: cur.Epoch, SendTo: who.sendTo}, now)
+	if len(who.sendTo) > 0 && len(t) > ticket.MaxBytes-ticket.MoveBytes {
+		return badRequest("the claim send_to of the user token does not fit into a ticket: use fewer or shorter entries, or prefixes")
+	}
 	l.metrics.locates.Inc()
 	c.Response().Header()["Cache-Control"] = noStore
 	return httpd.JSON(c.Response(), appendLocate(make([]byte, 0, 1024), user, req.Device, owner, t, cur, wait))
@@ -84,35 +88,38 @@ func badRequest(format string, args ...any) *wire.Problem {
 	return wire.NewProblem(http.StatusBadRequest, wire.CodeInvalidRequest, format, args...)
 }
 
-func noNodes() *wire.Problem {
-	return wire.NewProblem(http.StatusServiceUnavailable, wire.CodeNoNodes, "no node is in the ring yet: start one, or look at its log to see what keeps it out")
-}
-
-// userOf returns whose locate it is: by the token, and in development mode also
+// callerOf returns whose locate it is: by the token, and in development mode also
 // by the query.
-func (l *Locator) userOf(r *http.Request, q url.Values) (string, *wire.Problem) {
+func (l *Locator) callerOf(r *http.Request, q url.Values) (caller, *wire.Problem) {
 	unauthorized := func(detail string) *wire.Problem {
 		p := wire.NewProblem(http.StatusUnauthorized, wire.CodeUnauthorized, "%s", detail)
 		p.Header = [2]string{"WWW-Authenticate", "Bearer"}
 		return p
 	}
 	if token, ok := httpd.Bearer(r); ok && l.tokens != nil {
-		user, err := l.tokens.user(token)
+		who, err := l.tokens.caller(token)
 		if err != nil {
-			return "", unauthorized(err.Error())
+			return caller{}, unauthorized(err.Error())
 		}
-		return user, nil
+		return who, nil
 	}
 	if l.cfg.dev {
 		if !q.Has("user") {
-			return "", unauthorized("say who you are: ?user=alice in development mode, or a user token as Authorization: Bearer")
+			return caller{}, unauthorized("say who you are: ?user=alice in development mode, or a user token as Authorization: Bearer")
 		}
 		if err := wire.CheckUser(q.Get("user")); err != nil {
-			return "", badRequest("user: %v", err)
+			return caller{}, badRequest("user: %v", err)
 		}
-		return q.Get("user"), nil
+		who := caller{user: q.Get("user")}
+		if to := q.Get("send_to"); to != "" {
+			who.sendTo = strings.Split(to, ",")
+		}
+		if err := wire.CheckSendTo(who.sendTo); err != nil {
+			return caller{}, badRequest("%v", err)
+		}
+		return who, nil
 	}
-	return "", unauthorized("a user token is missing: send it as Authorization: Bearer <token>")
+	return caller{}, unauthorized("a user token is missing: send it as Authorization: Bearer <token>")
 }
 
 // locateRequest reads device and failed from the query and the body, which

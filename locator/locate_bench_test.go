@@ -34,7 +34,7 @@ func BenchmarkLocate(b *testing.B) {
 		b.Fatal(err)
 	}
 	e := httpd.New(l.log)
-	e.GET("/empty", l.asUser(func(c echo.Context, _ string, _ url.Values) error { return c.NoContent(http.StatusOK) }), l.started)
+	e.GET("/empty", l.asUser(func(c echo.Context, _ caller, _ url.Values) error { return c.NoContent(http.StatusOK) }), l.started)
 	e.GET("/locate", l.asUser(l.locate), l.started)
 	s := httptest.NewServer(e)
 	defer s.Close()

@@ -32,7 +32,7 @@ type Locator struct {
 	id      string
 	signer  *ticket.Signer
 	keys    apiKeys
-	ids     ids
+	ids     wire.IDs
 	limiter *httpd.Limiter
 	origins httpd.Origins
 
@@ -65,7 +65,7 @@ func New(cfg Config) (*Locator, error) {
 	l := &Locator{cfg: cfg, log: cfg.Log, id: hostID(boot), signer: ticket.NewSigner(), keys: newAPIKeys(cfg.APIKeys),
 		listening: make(chan struct{})}
 	l.log = cfg.Log.With("locator", l.id)
-	l.ids.prefix = boot + "-"
+	l.ids.Prefix = boot + "-"
 	l.origins = httpd.Origins{Allowed: cfg.AllowedOrigins, Dev: cfg.dev}
 	rate := cfg.RatePerAddress
 	if cfg.dev {

@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -18,6 +17,7 @@ import (
 
 	"github.com/dialring/dialring/internal/httpd"
 	"github.com/dialring/dialring/internal/peer"
+	"github.com/dialring/dialring/internal/route"
 	"github.com/dialring/dialring/internal/wire"
 )
 
@@ -41,18 +41,6 @@ type pushQuery struct {
 
 // ackWait is how long wait=ack waits without timeout_ms.
 const ackWait = 5 * time.Second
-
-// ids makes message ids: this process's own, and a count.
-type ids struct {
-	prefix string
-	n      atomic.Uint64
-}
-
-func (i *ids) next() string {
-	b := make([]byte, 0, 40)
-	b = append(b, i.prefix...)
-	return string(strconv.AppendUint(b, i.n.Add(1), 36))
-}
 
 // pushOne: POST /v1/push/{user}. The body is the payload.
 func (l *Locator) pushOne(c echo.Context) error {
@@ -81,10 +69,10 @@ func (l *Locator) pushOne(c echo.Context) error {
 			return badRequest("the body: %v", err)
 		}
 	}
-	j := &job{Call: peer.Call{Op: peer.OpPush, User: user, Device: q.device, ID: l.ids.next(), JSON: isJSON, Body: body,
-		Durable: q.durable, TTL: q.ttl, Key: r.Header.Get("Idempotency-Key")}, group: newGroup(1)}
-	l.router.send(l.ctx, j)
-	<-j.group.done
+	j := &job{Job: route.Job{Call: peer.Call{Op: peer.OpPush, User: user, Device: q.device, ID: l.ids.Next(), JSON: isJSON, Body: body,
+		Durable: q.durable, TTL: q.ttl, Key: r.Header.Get("Idempotency-Key")}, Group: route.NewGroup(1)}}
+	l.router.Send(l.ctx, &j.Job)
+	<-j.Group.Done
 	res, p := l.result(j)
 	if p != nil {
 		return p
@@ -95,30 +83,21 @@ func (l *Locator) pushOne(c echo.Context) error {
 	return httpd.JSON(c.Response(), wire.AppendPushResult(make([]byte, 0, 192), &res))
 }
 
+// job is a push of a service.
+type job struct {
+	route.Job
+	acked int // sessions that acknowledged it, if the caller waits for that
+}
+
 // result is what the caller is told of a job.
 func (l *Locator) result(j *job) (wire.PushResult, *wire.Problem) {
-	if j.problem == nil && j.Reply.Status == peer.StatusBad {
-		j.problem = wire.NewProblem(http.StatusServiceUnavailable, wire.CodeInternal, "node %s does not understand this push: it runs another version", j.owner.ID)
-	}
-	if j.problem == nil && j.Reply.Status == peer.StatusUnsure {
-		j.problem = wire.NewProblem(http.StatusGatewayTimeout, wire.CodeOwnerUnreachable, "the user is moving to node %s, and the former owner took the message and did not answer: it may have been delivered", j.owner.ID)
-	}
-	if j.problem == nil && j.Reply.Status == peer.StatusStore {
-		j.problem = wire.NewProblem(http.StatusServiceUnavailable, wire.CodeStoreUnavailable, "node %s could not store the message (%s); push it again with the same Idempotency-Key", j.owner.ID, j.Reply.Body)
-	}
-	if j.problem == nil && j.Reply.Status == peer.StatusKeyReused {
-		j.problem = wire.NewProblem(http.StatusUnprocessableEntity, wire.CodeKeyReused, "this Idempotency-Key was used for another message to this user; use a new key for each message")
-	}
-	if j.problem != nil {
-		l.metrics.pushes.WithLabelValues(string(j.problem.Code)).Inc()
-		return wire.PushResult{}, j.problem
+	res, p := j.Result()
+	if p != nil {
+		l.metrics.pushes.WithLabelValues(string(p.Code)).Inc()
+		return res, p
 	}
 	l.metrics.pushed.Inc()
-	res := wire.PushResult{ID: j.ID, Seq: j.Reply.Seq, Stored: j.Durable, Delivered: j.Reply.Delivered, Acked: j.acked, Node: j.owner.ID, Epoch: j.epoch}
-	if j.Reply.Status == peer.StatusDuplicate {
-		// Without an id: the limit has taken the first one within the window.
-		res.Duplicate, res.ID = true, string(j.Reply.Body)
-	}
+	res.Acked = j.acked
 	return res, nil
 }
 
@@ -277,32 +256,32 @@ func (l *Locator) pushMany(c echo.Context) error {
 	// character, into U+FFFD: another user's id.
 	halves := bytes.Contains(body, []byte(`\ud`)) || bytes.Contains(body, []byte(`\uD`))
 	jobs := make([]job, len(messages))
-	g := newGroup(len(messages))
-	g.window = semaphore.NewWeighted(callWindow)
+	g := route.NewGroup(len(messages))
+	g.Window = semaphore.NewWeighted(callWindow)
 	for i, m := range messages {
 		j := &jobs[i]
-		j.group = g
-		if j.problem = l.checkMessage(m); j.problem == nil && halves && strings.ContainsRune(m.User, utf8.RuneError) {
-			j.problem = badRequest("the user id has an escape that is no character")
+		j.Group = g
+		if j.Problem = l.checkMessage(m); j.Problem == nil && halves && strings.ContainsRune(m.User, utf8.RuneError) {
+			j.Problem = badRequest("the user id has an escape that is no character")
 		}
-		if j.problem != nil {
-			g.one(0)
+		if j.Problem != nil {
+			g.One(0)
 			continue
 		}
-		j.Call = peer.Call{Op: peer.OpPush, User: m.User, Device: q.device, ID: l.ids.next(), JSON: true, Body: m.Data,
+		j.Call = peer.Call{Op: peer.OpPush, User: m.User, Device: q.device, ID: l.ids.Next(), JSON: true, Body: m.Data,
 			Durable: q.durable, TTL: q.ttl, Key: m.ID}
-		if err := g.window.Acquire(l.ctx, int64(len(m.Data))); err != nil {
-			j.problem = wire.NewProblem(http.StatusServiceUnavailable, wire.CodeDraining, "this locator is about to stop; ask another")
-			g.one(0)
+		if err := g.Window.Acquire(l.ctx, int64(len(m.Data))); err != nil {
+			j.Problem = wire.NewProblem(http.StatusServiceUnavailable, wire.CodeDraining, "this locator is about to stop; ask another")
+			g.One(0)
 			continue
 		}
-		l.router.send(l.ctx, j)
+		l.router.Send(l.ctx, &j.Job)
 	}
-	<-g.done
+	<-g.Done
 	if q.wait > 0 {
 		var wg sync.WaitGroup
 		for i := range jobs {
-			if j := &jobs[i]; j.problem == nil && j.Reply.Seq > 0 {
+			if j := &jobs[i]; j.Problem == nil && j.Reply.Seq > 0 {
 				wg.Go(func() { j.acked = l.router.awaitAck(r.Context(), j.User, j.Reply.Seq, q.wait) })
 			}
 		}
@@ -410,7 +389,7 @@ func (l *Locator) broadcast(c echo.Context) error {
 	case len(req.Data) > l.cfg.MaxMessageBytes:
 		return wire.NewProblem(http.StatusRequestEntityTooLarge, wire.CodeTooLarge, "the message has %d bytes; at most %d are allowed", len(req.Data), l.cfg.MaxMessageBytes)
 	}
-	b, err := json.Marshal(l.router.broadcast(l.ids.next(), req.Data))
+	b, err := json.Marshal(l.router.broadcast(l.ids.Next(), req.Data))
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/dialring/dialring/internal/peer"
 	"github.com/dialring/dialring/internal/ring"
+	"github.com/dialring/dialring/internal/route"
 	"github.com/dialring/dialring/internal/wire"
 )
 
@@ -25,7 +26,7 @@ var errBad = errors.New("the node refuses the call")
 func (r *router) call(ctx context.Context, n *ring.Node, c *peer.Call) (peer.Reply, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	reply, err := r.linkOf(n).Ask(ctx, c)
+	reply, err := r.Link(n).Ask(ctx, c)
 	if err == nil && reply.Status == peer.StatusBad {
 		err = errBad
 	}
@@ -33,17 +34,17 @@ func (r *router) call(ctx context.Context, n *ring.Node, c *peer.Call) (peer.Rep
 }
 
 // askOwner carries a call to the node that owns its user, like a push.
-func (l *Locator) askOwner(c *peer.Call) (*job, *wire.Problem) {
-	j := &job{Call: *c, group: newGroup(1)}
-	l.router.send(l.ctx, j)
-	<-j.group.done
+func (l *Locator) askOwner(c *peer.Call) (*route.Job, *wire.Problem) {
+	j := &route.Job{Call: *c, Group: route.NewGroup(1)}
+	l.router.Send(l.ctx, j)
+	<-j.Group.Done
 	switch {
-	case j.problem != nil && j.problem.Code == wire.CodeOwnerUnreachable: // its text is about a message
-		return nil, unreachable(j.owner.ID)
-	case j.problem != nil:
-		return nil, j.problem
+	case j.Problem != nil && j.Problem.Code == wire.CodeOwnerUnreachable: // its text is about a message
+		return nil, unreachable(j.Owner.ID)
+	case j.Problem != nil:
+		return nil, j.Problem
 	case j.Err != nil || j.Reply.Status != peer.StatusOK:
-		return nil, unreachable(j.owner.ID)
+		return nil, unreachable(j.Owner.ID)
 	}
 	return j, nil
 }
@@ -58,7 +59,7 @@ func (l *Locator) getUser(c echo.Context) error {
 	if p != nil {
 		return p
 	}
-	out := wire.UserResponse{User: user, Node: j.owner.ID, Epoch: j.epoch}
+	out := wire.UserResponse{User: user, Node: j.Owner.ID, Epoch: j.Epoch}
 	var u peer.User
 	if err := json.Unmarshal(j.Reply.Body, &u); err != nil {
 		return err
@@ -135,7 +136,7 @@ func (l *Locator) presence(c echo.Context) error {
 		}
 	}
 	online := map[string]int{}
-	end := time.Now().Add(pushTimeout)
+	end := time.Now().Add(route.Timeout)
 	for left := req.Users; len(left) > 0; {
 		changed := l.rings.Changed()
 		var p *wire.Problem
@@ -148,7 +149,7 @@ func (l *Locator) presence(c echo.Context) error {
 		if len(left) > 0 { // the ring is changing
 			select {
 			case <-changed:
-			case <-time.After(retryPause):
+			case <-time.After(route.Pause):
 			case <-c.Request().Context().Done():
 			}
 		}
@@ -164,7 +165,7 @@ func (l *Locator) presenceOf(ctx context.Context, users []string, online map[str
 	for _, u := range users {
 		o, ok := cur.Owner(u)
 		if !ok {
-			return nil, noNodes()
+			return nil, route.NoNodes()
 		}
 		by[o] = append(by[o], u)
 	}

@@ -96,31 +96,43 @@ func newJWKS(ctx context.Context, c *Config) (keyfunc.Keyfunc, error) {
 	})
 }
 
-// user checks a token and returns whose it is.
-func (u *userTokens) user(token string) (string, error) {
+// caller is a user who locates.
+type caller struct {
+	user   string
+	sendTo []string // whom it may send to
+}
+
+// caller checks a token and returns whose it is.
+func (u *userTokens) caller(token string) (caller, error) {
 	if len(token) > maxTokenBytes {
-		return "", fmt.Errorf("the user token has more than %d bytes", maxTokenBytes)
+		return caller{}, fmt.Errorf("the user token has more than %d bytes", maxTokenBytes)
 	}
-	var c ticket.Claims
+	var c struct {
+		ticket.Claims
+		SendTo []string `json:"send_to"`
+	}
 	if _, err := u.parser.ParseWithClaims(token, &c, u.key); err != nil {
 		switch {
 		case errors.Is(err, jwt.ErrTokenExpired):
-			return "", errors.New("the user token has expired")
+			return caller{}, errors.New("the user token has expired")
 		case errors.Is(err, jwt.ErrTokenRequiredClaimMissing):
-			return "", errors.New("the user token has no exp")
+			return caller{}, errors.New("the user token has no exp")
 		}
-		return "", errors.New("the user token is not valid")
+		return caller{}, errors.New("the user token is not valid")
 	}
 	if c.Subject == "" {
-		return "", errors.New("the user token has no sub, which is the user id")
+		return caller{}, errors.New("the user token has no sub, which is the user id")
 	}
 	if strings.ContainsRune(c.Subject, utf8.RuneError) { // what encoding/json makes of an escape that is no character
-		return "", errors.New("the sub of the user token is not valid UTF-8")
+		return caller{}, errors.New("the sub of the user token is not valid UTF-8")
 	}
 	if err := wire.CheckUser(c.Subject); err != nil {
-		return "", fmt.Errorf("the sub of the user token: %w", err)
+		return caller{}, fmt.Errorf("the sub of the user token: %w", err)
 	}
-	return c.Subject, nil
+	if err := wire.CheckSendTo(c.SendTo); err != nil {
+		return caller{}, fmt.Errorf("the claim %w", err)
+	}
+	return caller{c.Subject, c.SendTo}, nil
 }
 
 // readPublicKey reads a PEM file with one public key, or a certificate, and

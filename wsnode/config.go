@@ -50,6 +50,12 @@ type Config struct {
 
 	IdempotencyWindow time.Duration `env:"IDEMPOTENCY_WINDOW" default:"2m" desc:"how long idempotency keys are remembered, 1s to 1h"`
 
+	App            string        `env:"APP" desc:"who receives what clients send to the application: nats (requests on the subject <cluster>.app), jetstream (kept in the stream <cluster>_app), or the http or https URL of a webhook; empty: nobody"`
+	AppSecret      config.Secret `env:"APP_SECRET" desc:"with which webhooks are signed, at least 32 bytes; required with one"`
+	AppTimeout     time.Duration `env:"APP_TIMEOUT" default:"10s" desc:"how long a client waits for the application at most, with repeats, 100ms to 1m"`
+	AppConcurrency int           `env:"APP_CONCURRENCY" default:"64" desc:"webhooks under way at the same time; others wait"`
+	SendRate       int           `env:"SEND_RATE" default:"20" desc:"sends of a session a second, bursts of four times that"`
+
 	RatePerAddress int      `env:"RATE_PER_ADDRESS" default:"50" desc:"dials a second and address, bursts of four times that; off in development mode; -1: no limit"`
 	AllowedOrigins []string `env:"ALLOWED_ORIGINS" desc:"origins of browser pages that may connect, separated by commas"`
 
@@ -121,6 +127,8 @@ func (c *Config) complete() error {
 		"INBOX_MAX_MESSAGES":    {c.InboxMaxMessages, 1, 1_000_000},
 		"INBOX_PARTITIONS":      {c.InboxPartitions, 0, 256},
 		"INBOX_REPLICAS":        {c.InboxReplicas, 0, 5},
+		"APP_CONCURRENCY":       {c.AppConcurrency, 1, 10_000},
+		"SEND_RATE":             {c.SendRate, 1, 100_000},
 	} {
 		if err := config.Range(name, v.v, v.from, v.to); err != nil {
 			return err
@@ -133,6 +141,9 @@ func (c *Config) complete() error {
 	}
 	if c.IdempotencyWindow < time.Second || c.IdempotencyWindow > time.Hour {
 		return config.Errorf("DIALRING_IDEMPOTENCY_WINDOW is %s; it must be within 1s to 1h", c.IdempotencyWindow)
+	}
+	if err := c.checkApp(); err != nil {
+		return err
 	}
 	if c.RestartGrace < 0 || c.RestartGrace > time.Hour {
 		return config.Errorf("DIALRING_RESTART_GRACE is %s; it must be within 0s to 1h", c.RestartGrace)
@@ -161,6 +172,26 @@ func (c *Config) complete() error {
 		}
 	}
 	return c.checkURLs()
+}
+
+// checkApp checks who the application is.
+func (c *Config) checkApp() error {
+	if c.AppTimeout < 100*time.Millisecond || c.AppTimeout > time.Minute {
+		return config.Errorf("DIALRING_APP_TIMEOUT is %s; it must be within 100ms to 1m", c.AppTimeout)
+	}
+	hook := c.App != "" && c.App != appNATS && c.App != appJetStream
+	if hook {
+		u, err := url.Parse(c.App)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.Fragment != "" {
+			return config.Errorf("DIALRING_APP must be nats, jetstream, or the URL of a webhook like https://app.example.com/dialring, without a password in it")
+		}
+		if len(c.AppSecret) < 32 {
+			return config.Errorf("DIALRING_APP_SECRET has %d bytes; webhooks are signed with at least 32, such as from: openssl rand -base64 32", len(c.AppSecret))
+		}
+	} else if c.AppSecret != "" {
+		return config.Errorf("DIALRING_APP_SECRET is for webhooks: set DIALRING_APP to the URL of one, or unset the secret")
+	}
+	return nil
 }
 
 // checkURLs checks the advertised addresses that are given.

@@ -135,6 +135,6 @@ func (n *Node) wasStopped() bool {
 
 // message is the frame of a push, made once for all sessions.
 func message(in *peer.In, stamp string) []byte {
-	b := make([]byte, maxHeader, maxHeader+len(in.Body)*4/3+128)
-	return headed(gws.OpcodeText, wire.AppendMessage(b, in.ID, stamp, 0, "", in.Body, in.JSON))
+	b := make([]byte, maxHeader, maxHeader+len(in.Body)*4/3+128+len(in.From))
+	return headed(gws.OpcodeText, wire.AppendMessage(b, in.ID, stamp, in.From, 0, "", in.Body, in.JSON))
 }

@@ -102,7 +102,7 @@ func (n *Node) admit(r *http.Request) (*wire.Problem, *session) {
 		return n.misdirected(), nil
 	}
 	s := &session{id: wire.RandomID(10), user: t.User, device: t.Device, remote: r.RemoteAddr, connectedAt: time.Now(),
-		node: n, writing: true, since: since}
+		node: n, writing: true, since: since, sendTo: t.SendTo}
 	if t.Session != "" {
 		s.id, s.moved, s.connectedAt = t.Session, true, t.Connected
 		if n.kicked.has(s) {

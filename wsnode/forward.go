@@ -64,7 +64,7 @@ func (n *Node) pushBoth(in *peer.In, cur *ring.Ring, former []*ring.Node, stamp 
 	f.send = func(s *session, p *push) { s.send(outgoing{frame: frame, push: p}) }
 	f.write()
 	f.toFormer(former, peer.Call{Op: peer.OpPush, Ring: cur.Ref(), User: string(in.User), Device: string(in.Device), ID: string(in.ID),
-		JSON: in.JSON, Body: in.Body})
+		JSON: in.JSON, From: string(in.From), Body: in.Body})
 }
 
 // storedBoth does the same with a push that was stored. The log is locked.

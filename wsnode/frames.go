@@ -60,14 +60,7 @@ func (s *session) frame(b []byte) {
 		}
 		s.resume(f.Since)
 	case wire.TypeSend:
-		switch {
-		case len(f.Data) > s.node.cfg.MaxMessageBytes:
-			s.close(wire.CloseTooBig, "")
-		case len(f.To) > 0:
-			s.reply(wire.ErrorFrame{Type: wire.TypeError, Ref: f.Ref, Code: wire.CodeForbidden, Detail: "this user may not send to others"})
-		default:
-			s.reply(wire.ErrorFrame{Type: wire.TypeError, Ref: f.Ref, Code: wire.CodeNoApplication, Detail: "no application receives what clients send in this cluster"})
-		}
+		s.sent(b, f.Ref)
 	}
 }
 

@@ -61,7 +61,7 @@ func (n *Node) watchRing(ctx context.Context) error {
 		}
 		n.peers.Retain(func(id, boot string) bool {
 			m, known := cur.Process(id)
-			return known && m.Boot == boot && !cur.Settled()
+			return known && m.Boot == boot
 		})
 		beats.follow(ctx, cur)
 		todo, left := n.misplacedBy(cur)
@@ -201,7 +201,7 @@ func (n *Node) part(cur *ring.Ring) float64 {
 func (n *Node) move(s *session, to *ring.Node, epoch uint64, reason string, code int) {
 	now := time.Now()
 	s.told.Store(&moving{node: to.ID, boot: to.Boot, deadline: now.Add(n.cfg.MoveDeadline), code: code})
-	t := n.signer.Ticket(ticket.Ticket{User: s.user, Device: s.device, Node: to.ID, Epoch: epoch, Session: s.id, Connected: s.connectedAt}, now)
+	t := n.signer.Ticket(ticket.Ticket{User: s.user, Device: s.device, Node: to.ID, Epoch: epoch, Session: s.id, Connected: s.connectedAt, SendTo: s.sendTo}, now)
 	b, err := json.Marshal(wire.Move{Type: wire.TypeMove, URL: to.URL, Ticket: t, Node: to.ID, Epoch: epoch, Reason: reason,
 		DeadlineMS: n.cfg.MoveDeadline.Milliseconds()})
 	if err != nil {

@@ -95,7 +95,7 @@ func (n *Node) pushStoredTo(in *peer.In, reply func(peer.Reply)) {
 	}
 	user, id := string(in.User), string(in.ID)
 	c := &storing{node: n, in: in, reply: reply,
-		Push: inbox.Push{ID: id, Key: inbox.Key(user, string(in.Key), id), JSON: in.JSON, Body: in.Body, TTL: in.TTL, Deadline: time.Now().Add(storeTimeout)}}
+		Push: inbox.Push{ID: id, Key: inbox.Key(user, string(in.Key), id), JSON: in.JSON, From: string(in.From), Body: in.Body, TTL: in.TTL, Deadline: time.Now().Add(storeTimeout)}}
 	c.Context, c.Fail, c.Repeat = c, c.fail, c.repeat
 	n.stored.logs.Append(user, &c.Push)
 }
@@ -182,8 +182,8 @@ func (n *Node) haveWritten(user string, seq uint64) int {
 
 // storedFrame is the frame of a stored message.
 func storedFrame(e *inbox.Entry) []byte {
-	b := make([]byte, maxHeader, maxHeader+len(e.Body)*4/3+256)
-	return headed(gws.OpcodeText, wire.AppendMessage(b, e.ID, wire.Stamp(e.Time), e.Seq, e.Cursor.String(), e.Body, e.JSON))
+	b := make([]byte, maxHeader, maxHeader+len(e.Body)*4/3+256+len(e.From))
+	return headed(gws.OpcodeText, wire.AppendMessage(b, e.ID, wire.Stamp(e.Time), e.From, e.Seq, e.Cursor.String(), e.Body, e.JSON))
 }
 
 // storedHere carries out what the owner stored and handed on: to the sessions

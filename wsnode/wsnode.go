@@ -25,6 +25,7 @@ import (
 	"github.com/dialring/dialring/internal/httpd"
 	"github.com/dialring/dialring/internal/inbox"
 	"github.com/dialring/dialring/internal/peer"
+	"github.com/dialring/dialring/internal/route"
 	"github.com/dialring/dialring/internal/ticket"
 	"github.com/dialring/dialring/internal/wire"
 )
@@ -34,6 +35,7 @@ type Node struct {
 	cfg    Config
 	log    *slog.Logger
 	boot   string
+	ids    wire.IDs // of messages that clients here send
 	signer *ticket.Signer
 	start  time.Time
 
@@ -52,7 +54,9 @@ type Node struct {
 	verifier *ticket.Verifier
 	links    *peer.Server
 	stored   *stored   // the inbox
-	peers    peer.Pool // links to former owners of users that moved here
+	peers    peer.Pool // links to other nodes: former owners of users that moved here, and owners of users that clients here send to
+	router   route.Router
+	app      application // nil: there is none
 	metrics  *metrics
 
 	draining atomic.Bool  // leaving the ring
@@ -96,6 +100,7 @@ func New(cfg Config) (*Node, error) {
 	n := &Node{cfg: cfg, signer: ticket.NewSigner(), boot: wire.RandomID(10), start: time.Now(), hub: newHub(), beatNow: make(chan struct{}, 1), someLeft: make(chan struct{}, 1),
 		drainAsked: make(chan struct{}), listening: make(chan struct{})}
 	n.log = cfg.Log.With("node", cfg.NodeID)
+	n.ids.Prefix = n.boot + "-"
 	n.origins = httpd.Origins{Allowed: cfg.AllowedOrigins, Dev: cfg.dev}
 	rate := cfg.RatePerAddress
 	if cfg.dev {
@@ -171,6 +176,8 @@ func (n *Node) Run(ctx context.Context) error {
 		return wire.RingRef{Epoch: r.Epoch, Hash: r.Hash}
 	}}
 	n.peers.Token = func(node string) string { return n.signer.Peer(fromNode+n.cfg.NodeID, node, time.Now()) }
+	n.router.Rings, n.router.Links, n.router.Suspect = n.rings, &n.peers, func(string) {} // locators notice it themselves
+	n.app = n.newApplication()
 	store, err := inbox.NewJetStream(inbox.Options{Conn: n.nats.NATS(), Cluster: n.cfg.Cluster, Partitions: n.cfg.InboxPartitions, Replicas: n.cfg.InboxReplicas,
 		Limits: inbox.Limits{Messages: n.cfg.InboxMaxMessages, Age: n.cfg.InboxMaxAge, Window: n.cfg.IdempotencyWindow},
 		Synced: n.nats.Synced, Sync: n.nats.Sync, Log: n.log})
@@ -239,6 +246,7 @@ func (n *Node) Run(ctx context.Context) error {
 	n.stored.logs.Wait()
 	store.Wait()
 	n.forwards.Wait()
+	n.router.Wait()
 	n.peers.Close()
 	return err
 }

@@ -39,6 +39,7 @@ type Conn struct {
 	nc       *nats.Conn
 	js       jetstream.JetStream
 	isUp     atomic.Bool
+	app      appStream
 
 	mu   sync.Mutex
 	onUp []func()

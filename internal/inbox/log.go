@@ -23,6 +23,7 @@ type Push struct {
 	ID       string
 	Key      string // what the store compares, by the function Key
 	JSON     bool
+	From     string // user who sends it; "": a service
 	Body     []byte
 	TTL      time.Duration
 	Deadline time.Time // after which it fails with ErrUnavailable
@@ -250,7 +251,7 @@ func (g *Log) nextLocked(w work) {
 
 // entry is the message that a push becomes behind head.
 func (p *Push) entry(user string, head Cursor) *Entry {
-	return &Entry{Cursor: head.next(user, p.ID, 0), Prev: head.Tag, ID: p.ID, Time: time.Now().Truncate(time.Millisecond), TTL: p.TTL, JSON: p.JSON, Body: p.Body}
+	return &Entry{Cursor: head.next(user, p.ID, 0), Prev: head.Tag, ID: p.ID, Time: time.Now().Truncate(time.Millisecond), TTL: p.TTL, JSON: p.JSON, From: p.From, Body: p.Body}
 }
 
 // stored takes note of a message that is stored, and delivers it. ring is that by
@@ -409,7 +410,7 @@ func (g *Log) try(ctx context.Context, p *Push, ring any) error {
 			return err
 		case first.ID == p.ID: // this very push, which was tried before
 			e = &first
-		case first.JSON == p.JSON && bytes.Equal(first.Body, p.Body):
+		case first.JSON == p.JSON && first.From == p.From && bytes.Equal(first.Body, p.Body):
 			p.Repeat(g, &first)
 			return nil
 		default:

@@ -23,6 +23,7 @@ type Call struct {
 	Device string // "": all devices
 	ID     string // of the message
 	JSON   bool   // whether Body is
+	From   string // user who sends it; "": a service
 	// Forwarded: by the owner to a former one, for the sessions that it still holds.
 	Forwarded bool
 	Have      []string // with Forwarded: sessions that have got it, over a newer connection
@@ -223,6 +224,9 @@ func (l *Link) sendLocked() {
 		if c.Stored {
 			flags |= flagStored
 		}
+		if c.From != "" {
+			flags |= flagFrom
+		}
 		b = append(b, byte(c.Op), flags)
 		b = appendBytes(b, c.User)
 		b = appendBytes(b, c.Device)
@@ -241,6 +245,9 @@ func (l *Link) sendLocked() {
 		if c.Stored {
 			b = binary.AppendUvarint(b, c.Pos)
 			b = appendBytes(b, c.Meta)
+		}
+		if c.From != "" {
+			b = appendBytes(b, c.From)
 		}
 	}
 	if n == len(l.pending) {

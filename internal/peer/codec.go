@@ -100,11 +100,12 @@ const (
 
 // Flags.
 const (
-	flagJSON      = 1 // of a call: the body is JSON
-	flagForwarded = 2 // of a call: it comes from the user's owner, for the sessions that have not moved yet
-	flagDurable   = 4 // of a call: the message is to be stored
-	flagStored    = 8 // of a call: the message was stored by the user's owner
-	flagFirst     = 1 // of replies: the next batch may come
+	flagJSON      = 1  // of a call: the body is JSON
+	flagForwarded = 2  // of a call: it comes from the user's owner, for the sessions that have not moved yet
+	flagDurable   = 4  // of a call: the message is to be stored
+	flagStored    = 8  // of a call: the message was stored by the user's owner
+	flagFrom      = 16 // of a call: a user sent the message
+	flagFirst     = 1  // of replies: the next batch may come
 )
 
 // Reply is what a node answers to a call.

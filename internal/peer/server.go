@@ -29,6 +29,7 @@ type In struct {
 	JSON             bool
 	Forwarded        bool // by the user's owner: for the sessions that are still here, never to be forwarded again
 	User, Device, ID []byte
+	From             []byte // user who sends it; empty: a service
 	Body             []byte
 	Have             []string // with Forwarded: sessions that have got it, over a newer connection
 	Durable          bool     // to be stored, by Key, for TTL
@@ -200,6 +201,9 @@ func (v *serving) decode(body []byte) (*Batch, bool) {
 		}
 		if in.Stored {
 			in.Pos, in.Meta = r.uvarint(), r.bytes()
+		}
+		if flags&flagFrom != 0 {
+			in.From = r.bytes()
 		}
 	}
 	return b, !r.bad

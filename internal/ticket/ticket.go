@@ -25,8 +25,13 @@ import (
 // Life is how long a token is good after it was signed.
 const Life = 30 * time.Second
 
-// MaxBytes bounds a ticket, by contract.
-const MaxBytes = 1024
+const (
+	// MaxBytes bounds a ticket, by contract.
+	MaxBytes = 1024
+	// MoveBytes is what a ticket that moves a session has more than that session's
+	// first one, at most: its id, when it connected, a longer node id and epoch.
+	MoveBytes = 200
+)
 
 // Kinds of tokens; one never passes for another.
 const (
@@ -72,15 +77,19 @@ type Ticket struct {
 	// then when that first connected.
 	Session   string
 	Connected time.Time // to the millisecond
+	// SendTo says to which users this one may send: ids, or beginnings of ids with a
+	// * behind. None: to nobody.
+	SendTo []string
 }
 
 // claims of a token, as they are read. They are written by sign.
 type claims struct {
 	Claims
-	Device    string `json:"dev,omitempty"`
-	Epoch     uint64 `json:"ep,omitempty"`
-	Session   string `json:"sid,omitempty"`
-	Connected int64  `json:"cat,omitempty"` // ms since 1970
+	Device    string   `json:"dev,omitempty"`
+	Epoch     uint64   `json:"ep,omitempty"`
+	Session   string   `json:"sid,omitempty"`
+	Connected int64    `json:"cat,omitempty"` // ms since 1970
+	SendTo    []string `json:"to,omitempty"`
 }
 
 // Ticket signs t, good from now on for Life. The user must be valid UTF-8.
@@ -118,6 +127,17 @@ func (s *Signer) sign(kind string, t Ticket, now time.Time) string {
 		c = wire.AppendString(c, t.Session)
 		c = append(c, `,"cat":`...)
 		c = strconv.AppendInt(c, t.Connected.UnixMilli(), 10)
+	}
+	for i, to := range t.SendTo {
+		if i == 0 {
+			c = append(c, `,"to":[`...)
+		} else {
+			c = append(c, ',')
+		}
+		c = wire.AppendString(c, to)
+	}
+	if len(t.SendTo) > 0 {
+		c = append(c, ']')
 	}
 	c = append(c, `,"jti":"`...)
 	c = base64.RawURLEncoding.AppendEncode(c, id[:])
@@ -163,7 +183,7 @@ func (v *Verifier) Ticket(token string, now time.Time) (Ticket, error) {
 	if err != nil {
 		return Ticket{}, err
 	}
-	t := Ticket{User: c.Subject, Device: c.Device, Node: v.node, Epoch: c.Epoch, Session: c.Session}
+	t := Ticket{User: c.Subject, Device: c.Device, Node: v.node, Epoch: c.Epoch, Session: c.Session, SendTo: c.SendTo}
 	if t.Session != "" {
 		t.Connected = time.UnixMilli(c.Connected)
 	}

@@ -173,13 +173,18 @@ func CheckRef(ref json.RawMessage) error {
 }
 
 // AppendMessage appends the frame of a message to b. The stamp is the time as
-// Stamp writes it; seq is 0 if the message is not stored. data goes in as it is
+// Stamp writes it; from is the user who sent it, or empty; seq is 0 if the message is not stored. data goes in as it is
 // when it is JSON, else as base64; nothing is re-encoded.
-func AppendMessage[S ~string | ~[]byte](b []byte, id S, stamp string, seq uint64, cursor string, data []byte, isJSON bool) []byte {
+func AppendMessage[S ~string | ~[]byte](b []byte, id S, stamp string, from S, seq uint64, cursor string, data []byte, isJSON bool) []byte {
 	b = append(b, `{"type":"message","id":"`...)
 	b = append(b, id...)
 	b = append(b, `","time":"`...)
 	b = append(b, stamp...)
+	if len(from) > 0 {
+		b = append(b, `","from":`...)
+		b = AppendString(b, string(from))
+		b = b[:len(b)-1] // the quote that what follows begins with
+	}
 	if seq > 0 {
 		b = append(b, `","seq":`...)
 		b = strconv.AppendUint(b, seq, 10)

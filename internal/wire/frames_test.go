@@ -137,7 +137,7 @@ func TestAppendMessage(t *testing.T) {
 		if isJSON {
 			data, _ = json.Marshal(map[string]any{"x": data, "y": 1.5})
 		}
-		b := AppendMessage([]byte("before"), id, Stamp(at), 0, "", data, isJSON)
+		b := AppendMessage([]byte("before"), id, Stamp(at), "", 0, "", data, isJSON)
 		frame, ok := bytes.CutPrefix(b, []byte("before"))
 		if !ok {
 			t.Fatalf("what was there is gone: %s", b)
@@ -166,7 +166,7 @@ func TestAppendMessage(t *testing.T) {
 
 // An empty payload that is no JSON is still a payload.
 func TestAppendMessageEmpty(t *testing.T) {
-	b := AppendMessage(nil, "i", Stamp(time.Unix(0, 0)), 0, "", nil, false)
+	b := AppendMessage(nil, "i", Stamp(time.Unix(0, 0)), "", 0, "", nil, false)
 	if want := `{"type":"message","id":"i","time":"1970-01-01T00:00:00.000Z","data_b64":""}`; string(b) != want {
 		t.Errorf("%s, want %s", b, want)
 	}

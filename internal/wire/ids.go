@@ -9,7 +9,9 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"unicode"
 	"unicode/utf8"
 )
@@ -29,6 +31,20 @@ func RandomID(n int) string {
 	b := make([]byte, n)
 	_, _ = rand.Read(b) // never fails, by its documentation
 	return idEncoding.EncodeToString(b)
+}
+
+// IDs makes message ids: its process's own prefix, and a count. It may be used
+// concurrently.
+type IDs struct {
+	Prefix string
+	n      atomic.Uint64
+}
+
+// Next returns the next id.
+func (i *IDs) Next() string {
+	b := make([]byte, 0, 40)
+	b = append(b, i.Prefix...)
+	return string(strconv.AppendUint(b, i.n.Add(1), 36))
 }
 
 // HostID makes of a host name what a node id may hold, of at most limit bytes.

@@ -1,0 +1,149 @@
+package wsnode
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"strings"
+	"sync/atomic"
+	"time"
+	"unicode/utf8"
+
+	"golang.org/x/time/rate"
+
+	"github.com/dialring/dialring/internal/peer"
+	"github.com/dialring/dialring/internal/route"
+	"github.com/dialring/dialring/internal/wire"
+)
+
+// What clients send:
+//
+//	client        its node                      the receiver's owner, or the application
+//	  | send        |                                 |
+//	  |------------>| may it, and not too often?      |
+//	  |             |-- a push, from set by the node ->|  to a user: stored, written to sessions
+//	  |             |-- a request ------------------->|  to the application (application.go)
+//	  |<-- ack -----|<--------------------------------|
+//
+// Every send is answered, by ack or error, as long as its connection lives.
+
+// maxSends is how many sends of one session may wait for their answer.
+const maxSends = 64
+
+// sends is what a session has of that.
+type sends struct {
+	limiter *rate.Limiter // the reader's own
+	under   atomic.Int32
+}
+
+// sending is one send on its way.
+type sending struct {
+	wire.Send
+	s *session
+}
+
+// sent handles a send of the client. It is called by the reader only.
+func (s *session) sent(b []byte, ref json.RawMessage) {
+	m := &sending{s: s}
+	if err := wire.DecodeJSON(b, &m.Send); err != nil {
+		m.Ref = ref
+		m.refuse(wire.CodeInvalidRequest, err.Error())
+		return
+	}
+	if len(m.Data) > s.node.cfg.MaxMessageBytes {
+		s.close(wire.CloseTooBig, "")
+		return
+	}
+	n := s.node
+	if s.sends.limiter == nil {
+		s.sends.limiter = rate.NewLimiter(rate.Limit(n.cfg.SendRate), sendBurst*n.cfg.SendRate)
+	}
+	err := m.CheckSend()
+	switch {
+	case err != nil:
+		m.refuse(wire.CodeInvalidRequest, err.Error())
+	case strings.ContainsRune(m.To, utf8.RuneError) && bytes.Contains(bytes.ToLower(b), []byte(`\ud`)):
+		m.refuse(wire.CodeInvalidRequest, "to has an escape that is no character")
+	case !s.sends.limiter.Allow():
+		m.refuse(wire.CodeRateLimited, "this session sends too often; try again in a second")
+	case s.sends.under.Load() >= maxSends:
+		m.refuse(wire.CodeRateLimited, "too many sends of this session wait for their answer")
+	case m.To == "" && n.app == nil:
+		m.refuse(wire.CodeNoApplication, "no application receives what clients send in this cluster (DIALRING_APP of the nodes)")
+	case m.To != "" && !wire.MaySend(s.sendTo, m.To):
+		m.refuse(wire.CodeForbidden, "the token of this user does not allow it to send to that one (claim send_to)")
+	case m.To != "":
+		s.sends.under.Add(1)
+		m.toUser()
+	default:
+		s.sends.under.Add(1)
+		n.tasks.Go(m.toApplication)
+	}
+}
+
+// sendBurst is how many seconds' worth of sends may come at once.
+const sendBurst = 4
+
+func (m *sending) refuse(code wire.Code, detail string) {
+	m.s.node.metrics.sends.WithLabelValues(m.target(), string(code)).Inc()
+	m.s.reply(wire.ErrorFrame{Type: wire.TypeError, Ref: m.Ref, Code: code, Detail: detail})
+}
+
+func (m *sending) accept(a wire.SendAck) {
+	m.s.node.metrics.sends.WithLabelValues(m.target(), "ok").Inc()
+	a.Type, a.Ref = wire.TypeAck, m.Ref
+	m.s.reply(a)
+}
+
+func (m *sending) target() string {
+	if m.To == "" {
+		return "application"
+	}
+	return "user"
+}
+
+// key makes of the id that the client gave one that no service's and no other
+// sender's is; "" if it gave none.
+func (m *sending) key() string {
+	if m.ID == "" {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(m.s.user + "\x00" + m.ID))
+	return "send:" + base64.RawURLEncoding.EncodeToString(sum[:18])
+}
+
+// toUser sends to another user: the way of a push.
+func (m *sending) toUser() {
+	n := m.s.node
+	n.router.Send(n.ctx, &route.Job{Call: peer.Call{Op: peer.OpPush, User: m.To, From: m.s.user, ID: n.ids.Next(), JSON: true, Body: m.Data,
+		Durable: !m.Ephemeral, Key: m.key()},
+		Ended: func(j *route.Job) {
+			m.s.sends.under.Add(-1)
+			res, p := j.Result()
+			if p != nil {
+				m.refuse(p.Code, p.Detail)
+				return
+			}
+			m.accept(wire.SendAck{ID: res.ID, Seq: res.Seq, Stored: res.Stored, Duplicate: res.Duplicate, Delivered: &res.Delivered})
+		}})
+}
+
+// toApplication asks the application, and answers with what it says.
+func (m *sending) toApplication() {
+	defer m.s.sends.under.Add(-1)
+	n, s := m.s.node, m.s
+	ctx, cancel := context.WithTimeout(n.ctx, n.cfg.AppTimeout)
+	defer cancel()
+	id := m.key()
+	if id == "" {
+		id = n.ids.Next()
+	}
+	data, p := n.app.ask(ctx, &wire.AppMessage{ID: id, User: s.user, Device: s.device, Session: s.id, Node: n.cfg.NodeID, Time: time.Now().UTC().Truncate(time.Millisecond), Data: m.Data})
+	if p != nil {
+		m.refuse(p.Code, p.Detail)
+		return
+	}
+	m.accept(wire.SendAck{ID: id, Data: data})
+}
