@@ -50,6 +50,8 @@ type Config struct {
 
 	IdempotencyWindow time.Duration `env:"IDEMPOTENCY_WINDOW" default:"2m" desc:"how long idempotency keys are remembered, 1s to 1h"`
 
+	PresenceGrace time.Duration `env:"PRESENCE_GRACE" default:"10s" desc:"how long a user without a session counts as online still, for presence events, up to 10m"`
+
 	App            string        `env:"APP" desc:"who receives what clients send to the application: nats (requests on the subject <cluster>.app), jetstream (kept in the stream <cluster>_app), or the http or https URL of a webhook; empty: nobody"`
 	AppSecret      config.Secret `env:"APP_SECRET" desc:"with which webhooks are signed, at least 32 bytes; required with one"`
 	AppTimeout     time.Duration `env:"APP_TIMEOUT" default:"10s" desc:"how long a client waits for the application at most, with repeats, 100ms to 1m"`
@@ -144,6 +146,9 @@ func (c *Config) complete() error {
 	}
 	if err := c.checkApp(); err != nil {
 		return err
+	}
+	if c.PresenceGrace < 0 || c.PresenceGrace > 10*time.Minute {
+		return config.Errorf("DIALRING_PRESENCE_GRACE is %s; it must be within 0s to 10m", c.PresenceGrace)
 	}
 	if c.RestartGrace < 0 || c.RestartGrace > time.Hour {
 		return config.Errorf("DIALRING_RESTART_GRACE is %s; it must be within 0s to 1h", c.RestartGrace)

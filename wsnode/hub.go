@@ -17,6 +17,7 @@ type hub struct {
 	seed     maphash.Seed
 	shards   [128]shard
 	sessions atomic.Int64
+	presence *presence
 
 	mu      sync.Mutex
 	closing map[*session]struct{} // left their user; their connection has not ended yet
@@ -27,8 +28,8 @@ type shard struct {
 	users map[string]*user
 }
 
-func newHub() *hub {
-	h := &hub{seed: maphash.MakeSeed(), closing: map[*session]struct{}{}}
+func newHub(p *presence) *hub {
+	h := &hub{presence: p, seed: maphash.MakeSeed(), closing: map[*session]struct{}{}}
 	for i := range h.shards {
 		h.shards[i].users = map[string]*user{}
 	}
@@ -104,6 +105,7 @@ func (h *hub) add(s *session, cfg *Config, elsewhere []wire.Session) ([]victim, 
 			}
 		}
 	}
+	first := len(rivals) == 0
 	rivals = slices.DeleteFunc(rivals, gone)
 	if over := len(rivals) + 1 - cfg.MaxSessionsPerUser; over > 0 && !gone(self) {
 		if cfg.SessionPolicy == "newest" && !s.moved {
@@ -142,6 +144,7 @@ func (h *hub) add(s *session, cfg *Config, elsewhere []wire.Session) ([]victim, 
 	s.owner = u
 	sh.users[s.user] = u
 	h.sessions.Add(1)
+	h.presence.arrived(s.user, first, s.moved)
 	return out, nil
 }
 
@@ -163,6 +166,7 @@ func (h *hub) remove(s *session) {
 	if len(u.sessions) == 1 {
 		delete(sh.users, s.user)
 		u.sessions = nil
+		h.presence.emptied(s.user)
 		return
 	}
 	u.sessions = slices.Delete(slices.Clone(u.sessions), i, i+1)
@@ -187,6 +191,18 @@ func (h *hub) find(id []byte) (*user, []*session) {
 		return nil, nil
 	}
 	return u, u.sessions
+}
+
+// withUser calls f with a user's sessions, while none comes or goes.
+func (h *hub) withUser(id string, f func(sessions []*session)) {
+	sh := h.shardOf(id)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	var sessions []*session
+	if u := sh.users[id]; u != nil {
+		sessions = u.sessions
+	}
+	f(sessions)
 }
 
 // leaving and gone bracket the time from a session's close to the end of its

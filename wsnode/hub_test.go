@@ -82,7 +82,7 @@ func TestHubPolicies(t *testing.T) {
 		if c.max > 0 {
 			cfg.MaxSessionsPerUser = c.max
 		}
-		h := newHub()
+		h := newHub(newPresence(time.Second))
 		open := Config{DevicePolicy: "allow", MaxSessionsPerUser: 100}
 		for _, s := range c.here {
 			if _, p := h.add(s, &open, nil); p != nil {
@@ -125,7 +125,7 @@ func TestHubPolicies(t *testing.T) {
 func TestHubSameSession(t *testing.T) {
 	cfg := Config{DevicePolicy: "replace", SessionPolicy: "newest", MaxSessionsPerUser: 2}
 	for _, newerFirst := range []bool{true, false} {
-		h := newHub()
+		h := newHub(newPresence(time.Second))
 		a, other, b := login("m", "d", 5), login("o", "e", 6), movedHere("m", "d", 5)
 		for _, s := range []*session{a, other, b} {
 			if out, p := h.add(s, &cfg, nil); len(out) > 0 || p != nil {
@@ -160,7 +160,7 @@ func TestHubModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		cfg := Config{DevicePolicy: rapid.SampledFrom([]string{"replace", "allow", "reject"}).Draw(t, "device policy"),
 			SessionPolicy: rapid.SampledFrom([]string{"oldest", "newest"}).Draw(t, "session policy"), MaxSessionsPerUser: rapid.IntRange(1, 4).Draw(t, "max")}
-		h, in, ever := newHub(), map[*session]bool{}, []*session{}
+		h, in, ever := newHub(newPresence(time.Second)), map[*session]bool{}, []*session{}
 		for i := range rapid.IntRange(1, 60).Draw(t, "steps") {
 			if len(ever) > 0 && rapid.IntRange(0, 2).Draw(t, "what") == 0 {
 				s := rapid.SampledFrom(ever).Draw(t, "removed") // perhaps once more

@@ -10,7 +10,7 @@ import (
 // The earlier connection of a session that is replaced goes with it.
 func TestReplacedTwinStays(t *testing.T) {
 	cfg := Config{DevicePolicy: "replace", SessionPolicy: "oldest", MaxSessionsPerUser: 16}
-	h := newHub()
+	h := newHub(newPresence(time.Second))
 	h.add(login("m", "d", 1), &cfg, nil)
 	h.add(movedHere("m", "d", 1), &cfg, nil)
 	h.add(login("new", "d", 2), &cfg, nil)
@@ -25,7 +25,7 @@ func TestReplacedTwinStays(t *testing.T) {
 // Of three connections of a session the last goes: the one before it counts.
 func TestThreeConnections(t *testing.T) {
 	cfg := Config{DevicePolicy: "replace", SessionPolicy: "oldest", MaxSessionsPerUser: 16}
-	h := newHub()
+	h := newHub(newPresence(time.Second))
 	a, b, c := login("m", "d", 1), movedHere("m", "d", 1), movedHere("m", "d", 1)
 	for _, s := range []*session{a, b, c} {
 		h.add(s, &cfg, nil)

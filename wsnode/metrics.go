@@ -21,6 +21,7 @@ type metrics struct {
 	unstored     prometheus.Counter
 	catchUps     prometheus.Counter
 	sends        *prometheus.CounterVec
+	presence     *prometheus.CounterVec
 }
 
 func (n *Node) newMetrics() *metrics {
@@ -38,13 +39,14 @@ func (n *Node) newMetrics() *metrics {
 		storedPushes: prometheus.NewCounter(prometheus.CounterOpts{Name: "dialring_stored_pushes_total", Help: "Pushes that were stored."}),
 		unstored:     prometheus.NewCounter(prometheus.CounterOpts{Name: "dialring_unstored_pushes_total", Help: "Pushes that the store did not take in time."}),
 		sends:        prometheus.NewCounterVec(prometheus.CounterOpts{Name: "dialring_sends_total", Help: "What clients sent, by target (user or application) and result: ok or the code of the error."}, []string{"target", "result"}),
+		presence:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "dialring_presence_events_total", Help: "Presence events that were published, by event; lost: NATS was away."}, []string{"event"}),
 		catchUps:     prometheus.NewCounter(prometheus.CounterOpts{Name: "dialring_catch_ups_total", Help: "Times that a session read stored messages from the store."}),
 	}
 	gauge := func(name, help string, f func() float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
 	}
 	m.registry.MustRegister(m.handshakes, m.closes, m.slowCloses, m.pushes, m.misdirected, m.batches, m.moves, m.forwarded,
-		m.storedPushes, m.unstored, m.catchUps, m.sends,
+		m.storedPushes, m.unstored, m.catchUps, m.sends, m.presence,
 		gauge("dialring_store_up", "1 while the store takes messages.", func() float64 {
 			if n.stored.health.down.Load() {
 				return 0

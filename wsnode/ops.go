@@ -63,6 +63,8 @@ func (n *Node) op(in *peer.In, from string, cur *ring.Ring) {
 			if err := n.look(user); err != nil {
 				n.log.Debug("a look at a user's log failed; it is looked at again when it is used", "event", "look", "user", user, "error", err)
 			}
+		case peer.OpMissing:
+			err = n.missingHere(in.Body)
 		case peer.OpPlan:
 			out, err = n.plan(in.Body)
 		case peer.OpRing, peer.OpDrain:
@@ -225,6 +227,12 @@ func (n *Node) presence(in *peer.In, cur *ring.Ring) (*presenceReply, error) {
 	if err := json.Unmarshal(in.Body, &users); err != nil {
 		return nil, err
 	}
+	return n.presenceNow(users, in.Forwarded, cur)
+}
+
+// presenceNow finds the sessions of users, here and, unless it was forwarded by their
+// owner, at former owners.
+func (n *Node) presenceNow(users []string, forwarded bool, cur *ring.Ring) (*presenceReply, error) {
 	out := &presenceReply{Sessions: map[string][]string{}}
 	mine := make([]string, 0, len(users))
 	add := func(user, id string) {
@@ -234,7 +242,7 @@ func (n *Node) presence(in *peer.In, cur *ring.Ring) (*presenceReply, error) {
 	}
 	elsewhere := map[*ring.Node][]string{}
 	for _, u := range users {
-		if !in.Forwarded {
+		if !forwarded {
 			if !n.ownsUser(nil, u, cur) {
 				out.Misdirected = append(out.Misdirected, u)
 				continue

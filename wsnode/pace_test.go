@@ -20,7 +20,7 @@ import (
 // formerNode is a node that has lost all its users to others, and does not run.
 func formerNode(users, devices int) *Node {
 	n := &Node{cfg: Config{NodeID: "me", MoveDeadline: time.Hour, DevicePolicy: "allow", MaxSessionsPerUser: 99, SessionQueueBytes: 1 << 20},
-		signer: ticket.NewSigner(), hub: newHub(), someLeft: make(chan struct{}, 1), log: slog.New(slog.DiscardHandler)}
+		signer: ticket.NewSigner(), hub: newHub(newPresence(time.Second)), someLeft: make(chan struct{}, 1), log: slog.New(slog.DiscardHandler)}
 	n.stored = newStored(n, inbox.NewMemory(inbox.Limits{Messages: 100, Age: time.Hour, Window: time.Minute}), time.Hour, n.log)
 	n.metrics = n.newMetrics()
 	for u := range users {

@@ -40,6 +40,7 @@ type Node struct {
 	start  time.Time
 
 	hub         *hub
+	presenceOf  *presence
 	limiter     *httpd.Limiter
 	origins     httpd.Origins
 	upgrader    *gws.Upgrader
@@ -97,8 +98,9 @@ func New(cfg Config) (*Node, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg, signer: ticket.NewSigner(), boot: wire.RandomID(10), start: time.Now(), hub: newHub(), beatNow: make(chan struct{}, 1), someLeft: make(chan struct{}, 1),
+	n := &Node{cfg: cfg, signer: ticket.NewSigner(), boot: wire.RandomID(10), start: time.Now(), presenceOf: newPresence(cfg.PresenceGrace), beatNow: make(chan struct{}, 1), someLeft: make(chan struct{}, 1),
 		drainAsked: make(chan struct{}), listening: make(chan struct{})}
+	n.hub = newHub(n.presenceOf)
 	n.log = cfg.Log.With("node", cfg.NodeID)
 	n.ids.Prefix = n.boot + "-"
 	n.origins = httpd.Origins{Allowed: cfg.AllowedOrigins, Dev: cfg.dev}
@@ -201,6 +203,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { n.stored.health.run(run); return nil })
 	g.Go(func() error { n.stored.positions.Run(run); return nil })
 	g.Go(func() error { n.lookAgain(run); return nil })
+	g.Go(func() error { n.sayPresence(run); return nil })
 	n.sweptAt.Store(int64(time.Since(n.start)))
 	g.Go(func() error { n.sweep(run); return nil })
 	g.Go(func() error { return httpd.Serve(run, public, n.publicHandler(), n.log) })
@@ -235,6 +238,8 @@ func (n *Node) Run(ctx context.Context) error {
 	n.stored.positions.Flush(flush)
 	flushed()
 	if n.draining.Load() {
+		n.decide(n.presenceOf.due(time.Now(), true))
+		n.publishPresence()
 		n.lookSoon() // the last report ends the handoff
 		n.awaitReport(run)
 	}

@@ -247,5 +247,8 @@ func (k *Keeper) publish(ctx context.Context) error {
 	k.mu.Lock()
 	k.members.setRing(d, now)
 	k.mu.Unlock()
+	for _, id := range lostNodes(stored, d) { // their users' last events are for others to find out
+		k.bus.publish(subjectPresence, encodePresence(PresenceEvent{Event: PresenceNodeLost, Node: id, Time: time.Now().UTC().Truncate(time.Millisecond)}))
+	}
 	return nil
 }

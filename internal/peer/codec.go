@@ -60,6 +60,7 @@ const (
 	OpRing                    // Body is a ring document that the node may not have
 	OpPlan                    // Body is a JSON map of weights by node; JSON, own sessions by the node they would go to
 	OpAcked                   // of User: Body is a JSON Acked; Delivered is how many sessions have acknowledged
+	OpMissing                 // Body is a JSON list of users of whom the caller does not know whether they are still online
 	OpLook                    // look for messages of User in the store that another node appended
 )
 

@@ -1,0 +1,210 @@
+package wsnode
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/dialring/dialring/internal/cluster"
+	"github.com/dialring/dialring/internal/peer"
+	"github.com/dialring/dialring/internal/ring"
+)
+
+// Presence events. What a node knows of a user:
+//
+//	        first login                 last session has ended
+//	away --------------> online -----------------------------> missing
+//	 ^     says online     ^  ^                                 |  |
+//	 |                     |  +--a session, by login or move----+  | the grace is over
+//	 +--says offline--none-+--who owns the user now has some? <----+
+//
+// A session that arrives by a move says nothing, and a node whose user left by a move
+// finds the new owner having it. A node that does not own a missing user any more leaves
+// the rest to the owner, who waits for the grace again.
+//
+// Events are told once by each node that saw the change, in order for each user. They
+// are lost when NATS is away, and a killed node says nothing of its users: a locator
+// then says that the node is lost, and services ask who is still there.
+type presence struct {
+	grace time.Duration
+	wake  chan struct{} // events wait
+
+	mu      sync.Mutex
+	missing map[string]time.Time // users, and when their grace is over
+	events  []cluster.PresenceEvent
+}
+
+func newPresence(grace time.Duration) *presence {
+	return &presence{grace: grace, wake: make(chan struct{}, 1), missing: map[string]time.Time{}}
+}
+
+const (
+	presenceLook = time.Second
+	// maxMissing is how many users are asked about in one question.
+	maxMissing = 10_000
+	// maxEvents is how many events may wait for NATS; then the oldest are lost.
+	maxEvents = 100_000
+)
+
+// arrived is called, with the user's shard locked, for each new session: first if the
+// user has no other, here or at a former owner, and moved if it came from there.
+func (p *presence) arrived(user string, first, moved bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, waits := p.missing[user]
+	delete(p.missing, user)
+	if first && !moved && !waits {
+		p.sayLocked(cluster.PresenceOnline, user)
+	}
+}
+
+// emptied is called, with the user's shard locked, when the last session has gone.
+func (p *presence) emptied(user string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.missing[user] = time.Now().Add(p.grace)
+}
+
+// watch has a user waited for whom another node misses.
+func (p *presence) watch(user string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, waits := p.missing[user]; !waits {
+		p.missing[user] = time.Now().Add(p.grace)
+	}
+}
+
+func (p *presence) sayLocked(event, user string) {
+	if len(p.events) == maxEvents {
+		p.events = p.events[1:]
+	}
+	p.events = append(p.events, cluster.PresenceEvent{Event: event, User: user, Time: time.Now().UTC().Truncate(time.Millisecond)})
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// due takes the users whose grace is over; all of them if the node is about to end.
+func (p *presence) due(now time.Time, all bool) (out []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for u, at := range p.missing {
+		if all || now.After(at) {
+			out = append(out, u)
+			delete(p.missing, u)
+		}
+	}
+	return out
+}
+
+// sayPresence publishes events and looks after missing users, until ctx ends.
+func (n *Node) sayPresence(ctx context.Context) {
+	t := time.NewTicker(presenceLook)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-n.presenceOf.wake:
+			n.publishPresence()
+		case now := <-t.C:
+			n.decide(n.presenceOf.due(now, false))
+		}
+	}
+}
+
+func (n *Node) publishPresence() {
+	p := n.presenceOf
+	p.mu.Lock()
+	events := p.events
+	p.events = nil
+	p.mu.Unlock()
+	for _, e := range events {
+		e.Node = n.cfg.NodeID
+		if n.nats.PublishPresence(e) {
+			n.metrics.presence.WithLabelValues(e.Event).Inc()
+		} else {
+			n.metrics.presence.WithLabelValues("lost").Inc()
+		}
+	}
+}
+
+// decide finds out what became of users who are missing here.
+func (n *Node) decide(users []string) {
+	cur := n.rings.Current()
+	elsewhere := map[*ring.Node][]string{}
+	var mine []string
+	for _, u := range users {
+		if n.ownsUser(nil, u, cur) {
+			mine = append(mine, u)
+		} else if o, ok := cur.Owner(u); ok {
+			elsewhere[o] = append(elsewhere[o], u)
+		}
+	}
+	for list := range slices.Chunk(mine, maxMissing) {
+		out, err := n.presenceNow(list, false, cur)
+		if err != nil {
+			n.log.Error("it is not known who is missing", "event", "presence_unknown", "error", err)
+			continue
+		}
+		for _, u := range out.Misdirected { // a former owner does not answer, or the ring is another one
+			n.presenceOf.watch(u)
+		}
+		for _, u := range list {
+			if len(out.Sessions[u]) == 0 && !slices.Contains(out.Misdirected, u) {
+				n.sayOffline(u)
+			}
+		}
+	}
+	for o, all := range elsewhere {
+		for list := range slices.Chunk(all, maxMissing) {
+			n.handMissing(o, list, cur)
+		}
+	}
+}
+
+// sayOffline says that a user is, unless somebody has just come.
+func (n *Node) sayOffline(user string) {
+	n.hub.withUser(user, func(sessions []*session) {
+		p := n.presenceOf
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if _, waits := p.missing[user]; len(sessions) == 0 && !waits {
+			p.sayLocked(cluster.PresenceOffline, user)
+		}
+	})
+}
+
+// handMissing leaves missing users to the node that owns them now.
+func (n *Node) handMissing(o *ring.Node, users []string, cur *ring.Ring) {
+	body, err := json.Marshal(users)
+	if err != nil {
+		panic(err) // strings always have an encoding
+	}
+	r, err := n.ask(n.ctx, o, &peer.Call{Op: peer.OpMissing, Ring: cur.Ref(), JSON: true, Body: body})
+	if err != nil || r.Status != peer.StatusOK { // by the next time somebody else may own them
+		for _, u := range users {
+			n.presenceOf.watch(u)
+		}
+	}
+}
+
+// missingHere takes users over from a node that missed them: those who are here, or
+// are waited for already, are not missing.
+func (n *Node) missingHere(body []byte) error {
+	var users []string
+	if err := json.Unmarshal(body, &users); err != nil {
+		return err
+	}
+	for _, u := range users {
+		n.hub.withUser(u, func(sessions []*session) {
+			if len(sessions) == 0 {
+				n.presenceOf.watch(u)
+			}
+		})
+	}
+	return nil
+}
