@@ -101,6 +101,9 @@ func (l *Locator) callerOf(r *http.Request, q url.Values) (caller, *wire.Problem
 		if err != nil {
 			return caller{}, unauthorized(err.Error())
 		}
+		if since := l.revoked.Since(who.user); who.issued.Before(since) {
+			return caller{}, unauthorized("the user token was revoked: log in again")
+		}
 		return who, nil
 	}
 	if l.cfg.dev {

@@ -43,6 +43,7 @@ type Locator struct {
 	rings   *cluster.Rings
 	book    *cluster.Keys
 	keeper  *cluster.Keeper
+	revoked *cluster.Revocations
 	router  *router
 	storm   storm
 	metrics *metrics
@@ -137,6 +138,7 @@ func (l *Locator) Run(ctx context.Context) error {
 	l.keeper = cluster.NewKeeper(l.nats, l.rings, l.log, l.id, l.cfg.dev)
 	l.router = newRouter(l.rings, l.keeper, l.signer, "locator:"+l.id, l.log)
 	l.keeper.Behind = l.router.sendRing
+	l.revoked = cluster.NewRevocations(l.nats, l.log)
 	l.metrics = l.newMetrics()
 
 	g.Go(func() error { return l.rings.Run(background) })
@@ -145,6 +147,7 @@ func (l *Locator) Run(ctx context.Context) error {
 		g.Go(func() error { return cluster.ServeSync(background, l.nats, syncer) })
 	}
 	g.Go(func() error { return l.keeper.Run(background) })
+	g.Go(func() error { return l.revoked.Run(background) })
 	g.Go(func() error { l.router.run(background, l.book.Published()); return nil })
 	g.Go(func() error { l.beat(background); return nil })
 	g.Go(func() error { l.storm.follow(background, l.rings); return nil })
@@ -188,9 +191,14 @@ func (l *Locator) started(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		select {
 		case <-l.book.Published():
-			return next(c)
 		default:
 			return wire.NewProblem(http.StatusServiceUnavailable, wire.CodeNoNodes, "this locator is starting: NATS has not taken its key yet")
+		}
+		select {
+		case <-l.revoked.Known():
+			return next(c)
+		default:
+			return wire.NewProblem(http.StatusServiceUnavailable, wire.CodeNoNodes, "this locator is starting: it has not read which tokens are revoked yet")
 		}
 	}
 }
@@ -202,6 +210,11 @@ func (l *Locator) ready() error {
 	case <-l.book.Published():
 	default:
 		return errors.New("this locator's key is not published yet: is NATS there?")
+	}
+	select {
+	case <-l.revoked.Known():
+	default:
+		return errors.New("it is not read yet which tokens are revoked: is NATS there?")
 	}
 	if len(l.rings.Current().Nodes) == 0 {
 		return errors.New("no node is in the ring")

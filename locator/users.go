@@ -96,9 +96,24 @@ func (l *Locator) kick(c echo.Context) error {
 				return badRequest("session is the id of a session, as GET /v1/users/{user} lists it")
 			}
 			k.Session = v[0]
+		case name == "revoke":
+			if v[0] != "true" && v[0] != "false" {
+				return badRequest("revoke is %q; it is true or false", v[0])
+			}
+			k.Revoke = v[0] == "true"
 		default:
-			return badRequest("the query has %q; it may have device and session", name)
+			return badRequest("the query has %q; it may have device, session and revoke", name)
 		}
+	}
+	if k.Revoke {
+		if k.Device != "" || k.Session != "" {
+			return badRequest("revoke is about all tokens of the user: leave device and session out")
+		}
+		if err := l.revoked.Revoke(r.Context(), user, time.Now()); err != nil {
+			l.log.Warn("tokens of a user could not be revoked", "event", "revoke_failed", "user", user, "error", err)
+			return wire.NewProblem(http.StatusServiceUnavailable, wire.CodeStoreUnavailable, "the revocation could not be stored: nothing was done; try again")
+		}
+		l.log.Info("tokens of a user were revoked", "event", "revoked", "user", user)
 	}
 	body, err := json.Marshal(k)
 	if err != nil {

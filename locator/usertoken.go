@@ -99,7 +99,8 @@ func newJWKS(ctx context.Context, c *Config) (keyfunc.Keyfunc, error) {
 // caller is a user who locates.
 type caller struct {
 	user   string
-	sendTo []string // whom it may send to
+	sendTo []string  // whom it may send to
+	issued time.Time // its token was; zero: it does not say
 }
 
 // caller checks a token and returns whose it is.
@@ -132,7 +133,11 @@ func (u *userTokens) caller(token string) (caller, error) {
 	if err := wire.CheckSendTo(c.SendTo); err != nil {
 		return caller{}, fmt.Errorf("the claim %w", err)
 	}
-	return caller{c.Subject, c.SendTo}, nil
+	who := caller{user: c.Subject, sendTo: c.SendTo}
+	if c.IssuedAt != nil {
+		who.issued = c.IssuedAt.Time
+	}
+	return who, nil
 }
 
 // readPublicKey reads a PEM file with one public key, or a certificate, and

@@ -102,12 +102,12 @@ func (n *Node) admit(r *http.Request) (*wire.Problem, *session) {
 		return n.misdirected(), nil
 	}
 	s := &session{id: wire.RandomID(10), user: t.User, device: t.Device, remote: r.RemoteAddr, connectedAt: time.Now(),
-		node: n, writing: true, since: since, sendTo: t.SendTo}
+		node: n, writing: true, since: since, sendTo: t.SendTo, issued: t.Issued}
 	if t.Session != "" {
 		s.id, s.moved, s.connectedAt = t.Session, true, t.Connected
-		if n.kicked.has(s) {
-			return ticketProblem(ticket.ErrInvalid), nil
-		}
+	}
+	if n.kicked.has(s) {
+		return ticketProblem(ticket.ErrInvalid), nil
 	}
 	now := n.seconds()
 	s.pingAt, s.expires = now+n.pingEvery, now+n.lifetime()
@@ -140,7 +140,7 @@ func (n *Node) admit(r *http.Request) (*wire.Problem, *session) {
 	switch {
 	case !n.ownsUser(s.owner, s.user, n.rings.Current()):
 		late = n.misdirected()
-	case s.moved && n.kicked.has(s):
+	case n.kicked.has(s):
 		late = ticketProblem(ticket.ErrInvalid)
 	}
 	if late != nil {

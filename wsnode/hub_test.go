@@ -253,15 +253,19 @@ func TestKickOfMovingUser(t *testing.T) {
 		before := time.Now()
 		time.Sleep(time.Second)
 		k.addUser("alice", peer.Kick{Device: "phone"})
+		k.addUser("carol", peer.Kick{Revoke: true})
 		time.Sleep(time.Second)
 		for _, c := range []struct {
 			s    *session
 			want bool
 		}{
-			{&session{user: "alice", device: "phone", connectedAt: before}, true},
-			{&session{user: "alice", device: "phone", connectedAt: time.Now()}, false},
-			{&session{user: "alice", device: "tv", connectedAt: before}, false},
-			{&session{user: "bob", device: "phone", connectedAt: before}, false},
+			{&session{moved: true, user: "alice", device: "phone", connectedAt: before}, true},
+			{&session{moved: true, user: "alice", device: "phone", connectedAt: time.Now()}, false},
+			{&session{moved: true, user: "alice", device: "tv", connectedAt: before}, false},
+			{&session{moved: true, user: "bob", device: "phone", connectedAt: before}, false},
+			{&session{user: "alice", device: "phone", connectedAt: before, issued: before}, false}, // a login
+			{&session{user: "carol", device: "phone", issued: before}, true},                       // with a ticket of before a revocation
+			{&session{user: "carol", device: "phone", issued: time.Now().Add(revokeSlack)}, false},
 		} {
 			if got := k.has(c.s); got != c.want {
 				t.Errorf("%s's %s of %s: kicked %v, want %v", c.s.user, c.s.device, c.s.connectedAt, got, c.want)

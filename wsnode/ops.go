@@ -370,6 +370,10 @@ func (k *kickedSessions) addUser(user string, kick peer.Kick) {
 	}
 }
 
+// revokeSlack is how long after a revocation a locator may still have taken a token that
+// was revoked.
+const revokeSlack = time.Second
+
 // maxKicks of one user are remembered.
 const maxKicks = 100
 
@@ -378,6 +382,9 @@ func (k *kickedSessions) has(s *session) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return time.Now().Before(k.until[s.id]) || slices.ContainsFunc(k.users[s.user], func(u kickedUser) bool {
+		if !s.moved {
+			return u.Revoke && s.issued.Before(u.at.Add(revokeSlack))
+		}
 		return (u.Device == "" || u.Device == s.device) && (u.Session == "" || u.Session == s.id) && s.connectedAt.Before(u.at)
 	})
 }

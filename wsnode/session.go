@@ -37,7 +37,8 @@ const (
 type session struct {
 	id, user, device, remote string
 	connectedAt              time.Time
-	sendTo                   []string // whom its user may send to
+	issued                   time.Time // its ticket was
+	sendTo                   []string  // whom its user may send to
 	sends                    sends
 
 	node  *Node

@@ -178,8 +178,9 @@ func (c *Conn) subscribe(ctx context.Context, subject string, f func(subject str
 
 // buckets are made when something is first put into them.
 var buckets = map[string]jetstream.KeyValueConfig{
-	bucketRing: {Description: "dialring: the ring of this cluster", History: 16},
-	bucketKeys: {Description: "dialring: public keys of this cluster's processes", TTL: keyLife},
+	bucketRing:    {Description: "dialring: the ring of this cluster", History: 16},
+	bucketRevoked: {Description: "dialring: from when on tokens of users are good", TTL: RevokedFor},
+	bucketKeys:    {Description: "dialring: public keys of this cluster's processes", TTL: keyLife},
 }
 
 func (c *Conn) get(ctx context.Context, bucket, key string) ([]byte, uint64, error) {

@@ -70,6 +70,7 @@ type Kick struct {
 	Device  string `json:"device,omitempty"`
 	Session string `json:"session,omitempty"`
 	Code    int    `json:"code"`
+	Revoke  bool   `json:"revoke,omitempty"` // also who dials with a ticket of before
 }
 
 // User is the answer to OpSessions.

@@ -80,6 +80,8 @@ type Ticket struct {
 	// SendTo says to which users this one may send: ids, or beginnings of ids with a
 	// * behind. None: to nobody.
 	SendTo []string
+	// Issued is when it was signed, by the reader's clock, to a second: at the latest then.
+	Issued time.Time
 }
 
 // claims of a token, as they are read. They are written by sign.
@@ -183,7 +185,7 @@ func (v *Verifier) Ticket(token string, now time.Time) (Ticket, error) {
 	if err != nil {
 		return Ticket{}, err
 	}
-	t := Ticket{User: c.Subject, Device: c.Device, Node: v.node, Epoch: c.Epoch, Session: c.Session, SendTo: c.SendTo}
+	t := Ticket{Issued: c.issued, User: c.Subject, Device: c.Device, Node: v.node, Epoch: c.Epoch, Session: c.Session, SendTo: c.SendTo}
 	if t.Session != "" {
 		t.Connected = time.UnixMilli(c.Connected)
 	}
@@ -204,7 +206,8 @@ func (v *Verifier) Peer(token string, now time.Time) (from string, err error) {
 
 type verified struct {
 	claims
-	kid string
+	kid    string
+	issued time.Time
 }
 
 func (v *Verifier) verify(kind, token string, now time.Time) (verified, error) {
@@ -244,6 +247,7 @@ func (v *Verifier) verify(kind, token string, now time.Time) (verified, error) {
 	if len(out.Audience) != 1 || out.Audience[0] != v.node {
 		return out, ErrAudience
 	}
+	out.issued = now.Add(left - Life)
 	sum := sha256.Sum256([]byte(out.kid + "." + out.ID))
 	return out, v.used.use(usedID(sum[:16]), now)
 }
