@@ -165,7 +165,8 @@ type Item struct {
 type Result struct {
 	User string
 	Receipt
-	Err error // an *APIError, or nil
+	Err error  // an *APIError, or nil
+	Key string // of a Stream: that the message was sent with
 }
 
 // PushMany sends several messages and returns a result for each, in their
@@ -265,22 +266,30 @@ func (p *Pusher) many(ctx context.Context, messages [][]byte, o *pushOptions) ([
 // call does one call with several messages.
 func (p *Pusher) call(ctx context.Context, body []byte, o *pushOptions) ([]Result, error) {
 	var r struct {
-		Results []struct {
-			wire.PushResult
-			Error *wire.PushError `json:"error"`
-		} `json:"results"`
+		Results []manyResult `json:"results"`
 	}
 	if err := p.post(ctx, "/v1/push"+query(o.query), http.Header{"Content-Type": {"application/json"}}, body, o, &r); err != nil {
 		return nil, err
 	}
 	out := make([]Result, len(r.Results))
 	for i, x := range r.Results {
-		out[i] = Result{User: x.User, Receipt: receipt(x.PushResult)}
-		if x.Error != nil {
-			out[i].Err = &APIError{Code: string(x.Error.Code), Detail: x.Error.Detail}
-		}
+		out[i] = x.result()
 	}
 	return out, nil
+}
+
+// manyResult is what the cluster says of one message among several.
+type manyResult struct {
+	wire.PushResult
+	Error *wire.PushError `json:"error"`
+}
+
+func (x *manyResult) result() Result {
+	r := Result{User: x.User, Receipt: receipt(x.PushResult)}
+	if x.Error != nil {
+		r.Err = &APIError{Code: string(x.Error.Code), Detail: x.Error.Detail}
+	}
+	return r
 }
 
 // BroadcastResult is what became of a broadcast.

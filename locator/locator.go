@@ -38,7 +38,8 @@ type Locator struct {
 
 	// Set by Run, before anything is served.
 	ctx     context.Context
-	tokens  *userTokens // nil: development mode without
+	front   context.Context // ends when no more requests are taken
+	tokens  *userTokens     // nil: development mode without
 	nats    *cluster.Conn
 	rings   *cluster.Rings
 	book    *cluster.Keys
@@ -153,6 +154,7 @@ func (l *Locator) Run(ctx context.Context) error {
 	g.Go(func() error { l.storm.follow(background, l.rings); return nil })
 	g.Go(func() error { l.signer.Fill(background); return nil })
 	front, endFront := context.WithCancel(ctx)
+	l.front = front
 	defer endFront()
 	context.AfterFunc(background, endFront) // when a part fails
 	var fronts errgroup.Group

@@ -223,6 +223,9 @@ type manyMessage struct {
 // pushMany: POST /v1/push, one message to many users or a message for each.
 func (l *Locator) pushMany(c echo.Context) error {
 	r := c.Request()
+	if isStream(r) {
+		return l.pushStream(c)
+	}
 	q, p := readPushQuery(r)
 	if p != nil {
 		return p
@@ -354,11 +357,7 @@ func (l *Locator) results(messages []manyMessage, jobs []job) []byte {
 		if p != nil {
 			b = append(b, `{"user":`...)
 			b = wire.AppendString(b, messages[i].User)
-			b = append(b, `,"error":{"code":`...)
-			b = wire.AppendString(b, string(p.Code))
-			b = append(b, `,"detail":`...)
-			b = wire.AppendString(b, p.Detail)
-			b = append(b, `}}`...)
+			b = appendProblem(append(b, ','), p)
 			continue
 		}
 		res.User = messages[i].User

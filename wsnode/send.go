@@ -36,6 +36,7 @@ const maxSends = 64
 type sends struct {
 	limiter *rate.Limiter // the reader's own
 	under   atomic.Int32
+	order   route.Ordered
 }
 
 // sending is one send on its way.
@@ -117,7 +118,7 @@ func (m *sending) key() string {
 // toUser sends to another user: the way of a push.
 func (m *sending) toUser() {
 	n := m.s.node
-	n.router.Send(n.ctx, &route.Job{Call: peer.Call{Op: peer.OpPush, User: m.To, From: m.s.user, ID: n.ids.Next(), JSON: true, Body: m.Data,
+	m.s.sends.order.Send(n.ctx, &n.router, &route.Job{Call: peer.Call{Op: peer.OpPush, User: m.To, From: m.s.user, ID: n.ids.Next(), JSON: true, Body: m.Data,
 		Durable: !m.Ephemeral, Key: m.key()},
 		Ended: func(j *route.Job) {
 			m.s.sends.under.Add(-1)
