@@ -121,10 +121,12 @@ func (a *acker) sendLocked() {
 
 // send writes a frame; false if that failed, and then the connection ends.
 func (k *conn) send(v any) bool {
-	b, err := json.Marshal(v)
-	if err != nil {
-		panic(err) // plain fields always have an encoding
-	}
+	return k.sendData(v, nil)
+}
+
+// sendData writes a frame with data, byte for byte, in its field data.
+func (k *conn) sendData(v any, data json.RawMessage) bool {
+	b := wire.WithData(v, data)
 	k.mu.Lock()
 	leaving := k.leaving
 	k.mu.Unlock()

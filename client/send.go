@@ -87,7 +87,8 @@ type sender struct {
 }
 
 type call struct {
-	frame wire.Send
+	frame wire.Send // without data
+	data  json.RawMessage
 	ref   string
 	on    *conn         // it was written to last
 	done  chan struct{} // closed with ack or err set
@@ -100,11 +101,11 @@ func (c *Client) send(ctx context.Context, f *wire.Send, data any) (*wire.SendAc
 	if err != nil {
 		return nil, err
 	}
-	f.Type, f.Data = wire.TypeSend, b
+	f.Type = wire.TypeSend
 	if f.ID == "" && !f.Ephemeral {
 		f.ID = randomKey()
 	}
-	k := c.sends.add(f)
+	k := c.sends.add(f, b)
 	defer c.sends.forget(k)
 	c.sends.flush()
 	select {
@@ -115,13 +116,13 @@ func (c *Client) send(ctx context.Context, f *wire.Send, data any) (*wire.SendAc
 	}
 }
 
-func (s *sender) add(f *wire.Send) *call {
+func (s *sender) add(f *wire.Send, data json.RawMessage) *call {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.n++
 	ref := s.prefix + strconv.FormatUint(s.n, 36)
 	f.Ref, _ = json.Marshal(ref) // a string always has an encoding
-	k := &call{frame: *f, ref: ref, done: make(chan struct{})}
+	k := &call{frame: *f, data: data, ref: ref, done: make(chan struct{})}
 	s.calls[ref] = k
 	s.order = append(s.order, k)
 	return k
@@ -159,7 +160,7 @@ func (s *sender) flush() {
 		}
 		next.on = conn
 		s.mu.Unlock()
-		conn.send(next.frame) // if that fails the connection ends, and the next one has it
+		conn.sendData(next.frame, next.data) // if that fails the connection ends, and the next one has it
 	}
 }
 

@@ -180,6 +180,9 @@ func (l *Locator) handler() http.Handler {
 	e.GET("/v1/users/*", l.getUser, l.keys.require, l.started)
 	e.DELETE("/v1/users/*", l.kick, l.keys.require, l.started)
 	e.POST("/v1/presence", l.presence, l.keys.require, l.started)
+	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete} {
+		e.Add(method, "/v1/groups/*", l.groups, l.keys.require, l.started)
+	}
 	e.GET("/v1/ring", l.getRing, l.keys.require)
 	e.POST("/v1/ring/plan", l.plan, l.keys.require, l.started)
 	e.POST("/v1/nodes/:node/drain", l.drain, l.keys.require, l.started)

@@ -35,6 +35,7 @@ const callWindow = 8 << 20
 type pushQuery struct {
 	durable bool
 	device  string
+	group   string
 	ttl     time.Duration // 0: as long as the cluster keeps messages
 	wait    time.Duration // for an acknowledgement; 0: not at all
 }
@@ -52,6 +53,9 @@ func (l *Locator) pushOne(c echo.Context) error {
 	q, p := readPushQuery(r)
 	if p != nil {
 		return p
+	}
+	if q.group != "" {
+		return badRequest("a push is to a user or to a group: POST /v1/push?group=")
 	}
 	if p := checkKey(r.Header.Values("Idempotency-Key")); p != nil {
 		return p
@@ -165,6 +169,11 @@ func readPushQuery(r *http.Request) (pushQuery, *wire.Problem) {
 				return q, badRequest("device: %v", err)
 			}
 			q.device = v[0]
+		case "group":
+			if err := wire.CheckUser(v[0]); err != nil {
+				return q, badRequest("group: %v", err)
+			}
+			q.group = v[0]
 		case "ttl_ms":
 			var p *wire.Problem
 			if q.ttl, p = readMillis(name, v[0], maxTTL); p != nil {
@@ -229,6 +238,9 @@ func (l *Locator) pushMany(c echo.Context) error {
 	q, p := readPushQuery(r)
 	if p != nil {
 		return p
+	}
+	if q.group != "" {
+		return l.pushGroup(c, q)
 	}
 	body, p := readJSONBody(r, wire.MaxCallBytes)
 	if p != nil {

@@ -89,6 +89,8 @@ func (l *Locator) pushStream(c echo.Context) error {
 	switch {
 	case p != nil:
 		return p
+	case q.group != "":
+		return badRequest("group does not go with a stream")
 	case q.wait > 0:
 		return badRequest("wait=ack does not go with a stream: its results come at once")
 	case r.Header.Get("Idempotency-Key") != "":

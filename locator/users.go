@@ -33,8 +33,8 @@ func (r *router) call(ctx context.Context, n *ring.Node, c *peer.Call) (peer.Rep
 	return reply, err
 }
 
-// askOwner carries a call to the node that owns its user, like a push.
-func (l *Locator) askOwner(c *peer.Call) (*route.Job, *wire.Problem) {
+// ask carries a call to the node that owns its user, or its group, like a push.
+func (l *Locator) ask(c *peer.Call) (*route.Job, *wire.Problem) {
 	j := &route.Job{Call: *c, Group: route.NewGroup(1)}
 	l.router.Send(l.ctx, j)
 	<-j.Group.Done
@@ -43,10 +43,19 @@ func (l *Locator) askOwner(c *peer.Call) (*route.Job, *wire.Problem) {
 		return nil, unreachable(j.Owner.ID)
 	case j.Problem != nil:
 		return nil, j.Problem
-	case j.Err != nil || j.Reply.Status != peer.StatusOK:
+	case j.Err != nil:
 		return nil, unreachable(j.Owner.ID)
 	}
 	return j, nil
+}
+
+// askOwner is ask for a call that has no other answer than OK.
+func (l *Locator) askOwner(c *peer.Call) (*route.Job, *wire.Problem) {
+	j, p := l.ask(c)
+	if p == nil && j.Reply.Status != peer.StatusOK {
+		return nil, unreachable(j.Owner.ID)
+	}
+	return j, p
 }
 
 // getUser: GET /v1/users/{user}, who is connected where.

@@ -52,11 +52,9 @@ func noApplication(format string, args ...any) *wire.Problem {
 }
 
 func encodeMessage(m *wire.AppMessage) []byte {
-	b, err := json.Marshal(m)
-	if err != nil {
-		panic(err) // its data was parsed as JSON, the rest are plain fields
-	}
-	return b
+	head := *m
+	head.Data = nil
+	return wire.WithData(head, m.Data)
 }
 
 // natsApp is an application that answers requests on a subject of NATS.

@@ -31,6 +31,10 @@ func (n *Node) ask(ctx context.Context, o *ring.Node, c *peer.Call) (peer.Reply,
 // op carries out a call that is no push, in a goroutine of its own.
 func (n *Node) op(in *peer.In, from string, cur *ring.Ring) {
 	n.tasks.Go(func() {
+		if in.Op == peer.OpGroupChange || in.Op == peer.OpGroupMembers || in.Op == peer.OpGroupPush {
+			n.replyGroup(in, cur)
+			return
+		}
 		user := string(in.User)
 		var former []*ring.Node
 		if in.Op == peer.OpSessions || in.Op == peer.OpKick || in.Op == peer.OpAcked {

@@ -11,6 +11,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/lxzan/gws"
 	"golang.org/x/time/rate"
 
 	"github.com/dialring/dialring/internal/peer"
@@ -95,7 +96,9 @@ func (m *sending) refuse(code wire.Code, detail string) {
 func (m *sending) accept(a wire.SendAck) {
 	m.s.node.metrics.sends.WithLabelValues(m.target(), "ok").Inc()
 	a.Type, a.Ref = wire.TypeAck, m.Ref
-	m.s.reply(a)
+	data := a.Data
+	a.Data = nil
+	m.s.send(outgoing{frame: frame(gws.OpcodeText, wire.WithData(a, data))})
 }
 
 func (m *sending) target() string {

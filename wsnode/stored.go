@@ -51,6 +51,7 @@ type stored struct {
 	storing   atomic.Int64  // bytes
 	reads     chan struct{} // a token for each session that may read the store at the same time
 	health    storeHealth
+	groups    inbox.Groups
 
 	mu    sync.Mutex
 	ring  *ring.Ring           // the newest

@@ -198,7 +198,9 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.keys.Run(run) })
 	g.Go(func() error { return n.beat(run) })
 	g.Go(func() error { return n.watchRing(run) })
+	n.stored.groups.Store = store
 	n.nats.OnUp(store.Reconnected)
+	n.nats.OnUp(n.stored.groups.Forget) // the store may be a new one
 	g.Go(func() error { return store.Run(run) })
 	g.Go(func() error { n.stored.health.run(run); return nil })
 	g.Go(func() error { n.stored.positions.Run(run); return nil })

@@ -139,7 +139,7 @@ func (s *JetStream) Append(ctx context.Context, user string, e *Entry, key strin
 	if err != nil {
 		return 0, false, err
 	}
-	return s.publishSafely(ctx, s.stream(p), message{subject, e.Meta(), key, expect, e.Body})
+	return s.publishSafely(ctx, s.stream(p), message{subject: subject, meta: e.Meta(), key: key, expect: expect, body: e.Body})
 }
 
 // publishSafely publishes into a stream, and waits until the message is safe there.
@@ -169,6 +169,7 @@ type message struct {
 	key     string // for Nats-Msg-Id; "": it has none
 	expect  uint64 // the subject's last message, or anySequence
 	body    []byte
+	ttl     string // for Nats-TTL; "": it has none
 }
 
 const anySequence = math.MaxUint64
@@ -177,13 +178,13 @@ const anySequence = math.MaxUint64
 // ready.
 type envelope struct {
 	msg    nats.Msg
-	values [3][1]string
+	values [4][1]string
 }
 
 // with returns m as it goes out, until the next call.
 func (o *envelope) with(m *message, reply string) *nats.Msg {
-	meta, expect, key := &o.values[0], &o.values[1], &o.values[2]
-	meta[0], expect[0], key[0] = m.meta, strconv.FormatUint(m.expect, 10), m.key
+	meta, expect, key, ttl := &o.values[0], &o.values[1], &o.values[2], &o.values[3]
+	meta[0], expect[0], key[0], ttl[0] = m.meta, strconv.FormatUint(m.expect, 10), m.key, m.ttl
 	h := o.msg.Header
 	if h == nil {
 		h = nats.Header{headerMeta: meta[:]}
@@ -196,6 +197,7 @@ func (o *envelope) with(m *message, reply string) *nats.Msg {
 		}
 	}
 	has(nats.MsgIdHdr, key, m.key != "")
+	has(nats.MsgTTLHdr, ttl, m.ttl != "")
 	has(nats.ExpectedLastSubjSeqHdr, expect, m.expect != anySequence)
 	o.msg = nats.Msg{Subject: m.subject, Reply: reply, Header: h, Data: m.body}
 	return &o.msg
@@ -329,6 +331,11 @@ func (s *JetStream) Read(ctx context.Context, user string, pos uint64) ([]Entry,
 	if err != nil {
 		return nil, err
 	}
+	return s.readFrom(ctx, s.stream(p), subject, pos)
+}
+
+// readFrom reads messages of a subject, which may have a wildcard, from pos on.
+func (s *JetStream) readFrom(ctx context.Context, stream, subject string, pos uint64) ([]Entry, error) {
 	inbox := s.o.Conn.NewInbox()
 	sub, err := s.o.Conn.SubscribeSync(inbox)
 	if err != nil {
@@ -336,7 +343,7 @@ func (s *JetStream) Read(ctx context.Context, user string, pos uint64) ([]Entry,
 	}
 	defer func() { _ = sub.Unsubscribe() }()
 	req := fmt.Appendf(nil, `{"seq":%d,"batch":%d,"max_bytes":%d,"next_by_subj":%q}`, max(pos, 1), chunkMessages, Chunk, subject)
-	if err := s.o.Conn.PublishRequest("$JS.API.DIRECT.GET."+s.stream(p), inbox, req); err != nil {
+	if err := s.o.Conn.PublishRequest("$JS.API.DIRECT.GET."+stream, inbox, req); err != nil {
 		return nil, err
 	}
 	var out []Entry

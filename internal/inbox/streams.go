@@ -75,8 +75,10 @@ func (s *JetStream) setup(ctx context.Context) error {
 	if positions.Replicas == 1 { // not worth a sync of the disk for each, where the server does that
 		positions.PersistMode = jetstream.AsyncPersistMode
 	}
-	if _, err := s.ensure(ctx, positions); err != nil {
-		return err
+	for _, c := range []jetstream.StreamConfig{positions, s.groupConfig()} {
+		if _, err := s.ensure(ctx, c); err != nil {
+			return err
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -51,17 +51,20 @@ const (
 type Op byte
 
 const (
-	OpPush      Op = iota + 1 // Body to User's sessions, to those of Device if it is set
-	OpBroadcast               // Body to every session
-	OpSessions                // of User: JSON, a User
-	OpKick                    // end sessions of User; Body is a JSON Kick
-	OpPresence                // Body is a JSON list of users; JSON, sessions by user
-	OpDrain                   // leave the ring and end
-	OpRing                    // Body is a ring document that the node may not have
-	OpPlan                    // Body is a JSON map of weights by node; JSON, own sessions by the node they would go to
-	OpAcked                   // of User: Body is a JSON Acked; Delivered is how many sessions have acknowledged
-	OpMissing                 // Body is a JSON list of users of whom the caller does not know whether they are still online
-	OpLook                    // look for messages of User in the store that another node appended
+	OpPush         Op = iota + 1 // Body to User's sessions, to those of Device if it is set
+	OpBroadcast                  // Body to every session
+	OpSessions                   // of User: JSON, a User
+	OpKick                       // end sessions of User; Body is a JSON Kick
+	OpPresence                   // Body is a JSON list of users; JSON, sessions by user
+	OpDrain                      // leave the ring and end
+	OpRing                       // Body is a ring document that the node may not have
+	OpPlan                       // Body is a JSON map of weights by node; JSON, own sessions by the node they would go to
+	OpAcked                      // of User: Body is a JSON Acked; Delivered is how many sessions have acknowledged
+	OpMissing                    // Body is a JSON list of users of whom the caller does not know whether they are still online
+	OpGroupChange                // of a group, by its key: Body is a JSON GroupChange
+	OpGroupMembers               // the same: Body is a JSON GroupMembers
+	OpGroupPush                  // the same: Body is a JSON GroupPush
+	OpLook                       // look for messages of User in the store that another node appended
 )
 
 // Kick says which sessions of a user are to end, and with which close code. All

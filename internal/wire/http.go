@@ -173,3 +173,27 @@ type Session struct {
 	AckedSeq    uint64    `json:"acked_seq"`
 	QueuedBytes int       `json:"queued_bytes"`
 }
+
+// GroupResponse is the answer to GET /v1/groups/{group} and its members.
+type GroupResponse struct {
+	Group   string   `json:"group"`
+	Count   int      `json:"count"`
+	Members []string `json:"members,omitempty"`
+	Next    string   `json:"next,omitempty"` // for after, if there may be more
+}
+
+// GroupPushResult is the answer to a push to a group.
+type GroupPushResult struct {
+	Group       string        `json:"group"`
+	Members     int           `json:"members"`   // that it was about
+	Stored      int           `json:"stored"`    // whose message is stored
+	Delivered   int           `json:"delivered"` // sessions that it was written to
+	FailedCount int           `json:"failed_count"`
+	Failed      []GroupFailed `json:"failed"` // the first of them
+}
+
+// GroupFailed is a member whose push was not accepted.
+type GroupFailed struct {
+	User  string    `json:"user"`
+	Error PushError `json:"error"`
+}

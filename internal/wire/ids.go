@@ -126,6 +126,22 @@ func CheckCursor(c string) error {
 	return nil
 }
 
+// PathIDs returns the parts of a path behind prefix, each decoded once.
+func PathIDs(u *url.URL, prefix string) ([]string, error) {
+	raw, ok := strings.CutPrefix(u.EscapedPath(), prefix)
+	if !ok {
+		return nil, errors.New("the path cannot be read")
+	}
+	ids := strings.Split(raw, "/")
+	for i, id := range ids {
+		var err error
+		if ids[i], err = url.PathUnescape(id); err != nil {
+			return nil, errors.New("the path is not validly percent-encoded")
+		}
+	}
+	return ids, nil
+}
+
 // PathUser takes the user id out of a request's raw (still encoded) path: what
 // stands behind prefix, up to suffix. It is decoded exactly once, so that
 // a%2Fb and a%252Fb are two users; an unencoded slash is no part of an id.

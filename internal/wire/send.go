@@ -23,7 +23,7 @@ type Send struct {
 	ID        string          `json:"id,omitempty"`
 	To        string          `json:"to,omitempty"`
 	Ephemeral bool            `json:"ephemeral,omitempty"`
-	Data      json.RawMessage `json:"data"`
+	Data      json.RawMessage `json:"data,omitempty"`
 }
 
 // SendAck says that a send was accepted: with the fields of a push's result if it
@@ -37,6 +37,20 @@ type SendAck struct {
 	Duplicate bool            `json:"duplicate,omitempty"`
 	Delivered *int            `json:"delivered,omitempty"`
 	Data      json.RawMessage `json:"data,omitempty"`
+}
+
+// WithData encodes v, which has no field data itself, as JSON, and data, byte for byte,
+// as that field. encoding/json would spell it in another way.
+func WithData(v any, data json.RawMessage) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // plain fields, and a ref that was parsed, always have an encoding
+	}
+	if data == nil {
+		return b
+	}
+	b = append(b[:len(b)-1], `,"data":`...)
+	return append(append(b, data...), '}')
 }
 
 // Limits of the claim send_to. What a ticket can hold of it depends on the other
@@ -96,7 +110,7 @@ type AppMessage struct {
 	Session string          `json:"session"`
 	Node    string          `json:"node"`
 	Time    time.Time       `json:"time"`
-	Data    json.RawMessage `json:"data"`
+	Data    json.RawMessage `json:"data,omitempty"`
 }
 
 // Headers of a webhook, and of the application's answer over NATS.
