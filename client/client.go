@@ -84,7 +84,7 @@ type State int
 // A Client's states.
 //
 //	Waiting -> Locating -> Dialing -> Connected --+
-//	   ^          |           |           |   ^   | moves: Connected again,
+//	   ^          |           |           |   ^   | Moving, then Connected again,
 //	   |          |           |           |   +---+ with another Node
 //	   +----------+-----------+-----------+   when it fails or ends
 //	                                          (or Stopped, for good)
@@ -93,11 +93,12 @@ const (
 	Locating
 	Dialing
 	Connected
+	Moving // connected, and dialing another node, or the same one anew
 	Stopped
 )
 
 func (s State) String() string {
-	if names := [...]string{"waiting", "locating", "dialing", "connected", "stopped"}; s >= 0 && int(s) < len(names) {
+	if names := [...]string{"waiting", "locating", "dialing", "connected", "moving", "stopped"}; s >= 0 && int(s) < len(names) {
 		return names[s]
 	}
 	return "unknown"

@@ -2,6 +2,7 @@ package client_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log"
@@ -156,4 +157,88 @@ func ExamplePusher_Broadcast() {
 
 	r, err := p.Broadcast(context.Background(), "maintenance at ten")
 	fmt.Println(r.Delivered, r.Failed, err)
+}
+
+// A user writes to another one. The token of the sender says to whom it may.
+func ExampleClient_Send() {
+	var c *client.Client // made with client.New, and running
+
+	r, err := c.Send(context.Background(), "bob", map[string]string{"text": "hello"})
+	var refused *client.SendError
+	switch {
+	case errors.As(err, &refused) && refused.Code == "forbidden":
+		log.Print("alice may not write to bob")
+	case err == nil:
+		fmt.Println("kept as message", r.Seq)
+	}
+}
+
+// A client asks the application, which answers through a webhook.
+func ExampleClient_Request() {
+	var c *client.Client // made with client.New, and running
+
+	answer, err := c.Request(context.Background(), map[string]string{"price_of": "apples"})
+	fmt.Println(string(answer), err)
+}
+
+// The application's side: the URL of this server is DIALRING_APP of the nodes.
+func ExampleWebhook() {
+	http.Handle("/dialring", client.Webhook("the secret of DIALRING_APP_SECRET, 32 bytes or more", func(_ context.Context, m client.Sent) (any, error) {
+		var ask struct {
+			PriceOf string `json:"price_of"`
+		}
+		if err := json.Unmarshal(m.Data, &ask); err != nil || ask.PriceOf == "" {
+			return nil, &client.RefusedError{Detail: "ask for the price of something"}
+		}
+		return map[string]any{"price": 3, "for": m.User}, nil
+	}))
+}
+
+// A service that pushes all the time: one request, results in any order.
+func ExamplePusher_Stream() {
+	var p *client.Pusher // made with client.NewPusher
+
+	s, err := p.Stream(context.Background())
+	if err != nil {
+		log.Fatal(err)
+	}
+	go func() {
+		for i := range 1000 {
+			if err := s.Push(client.Item{User: fmt.Sprint("user-", i), Data: i}); err != nil {
+				break // Err says why
+			}
+		}
+		_ = s.Close()
+	}()
+	for r := range s.Results() {
+		fmt.Println(r.User, r.Seq, r.Err)
+	}
+	if err := s.Err(); err != nil {
+		log.Print(err, ": to be pushed again: ", s.Unanswered())
+	}
+}
+
+func ExamplePusher_PushGroup() {
+	var p *client.Pusher // made with client.NewPusher
+
+	if err := p.ChangeGroup(context.Background(), "team", []string{"alice", "bob"}, []string{"carol"}); err != nil {
+		log.Fatal(err)
+	}
+	r, err := p.PushGroup(context.Background(), "team", "lunch is ready")
+	fmt.Println(r.Members, r.Stored, r.Failed, err)
+}
+
+func ExamplePusher_Presence() {
+	var p *client.Pusher // made with client.NewPusher
+
+	online, err := p.Presence(context.Background(), []string{"alice", "bob"})
+	fmt.Println("alice has", online["alice"], "sessions", err)
+}
+
+// Ends all sessions of a user, and has the tokens that it has refused.
+func ExamplePusher_Kick() {
+	var p *client.Pusher // made with client.NewPusher
+
+	n, err := p.Kick(context.Background(), "alice", client.RevokeTokens())
+	fmt.Println(n, err)
 }

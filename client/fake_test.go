@@ -16,6 +16,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -280,6 +281,7 @@ func (s *session) closeCode() int {
 
 // running is a Client within Run.
 type running struct {
+	moving atomic.Int64 // events of that state
 	*Client
 	t        *testing.T
 	cancel   context.CancelFunc
@@ -297,7 +299,13 @@ func start(t *testing.T, cfg Config, edit ...func(*Client)) *running {
 	if cfg.OnMessage == nil {
 		cfg.OnMessage = func(_ context.Context, m Message) { r.messages <- m }
 	}
-	cfg.OnEvent = func(e Event) { r.events <- e }
+	cfg.OnEvent = func(e Event) {
+		if e.State == Moving { // beside the others
+			r.moving.Add(1)
+			return
+		}
+		r.events <- e
+	}
 	c, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)

@@ -314,12 +314,17 @@ func (p *Pusher) Broadcast(ctx context.Context, data any) (BroadcastResult, erro
 // post does a request until it is answered, as often as is safe and allowed:
 // a stored push has a key, so doing it twice does no harm.
 func (p *Pusher) post(ctx context.Context, path string, h http.Header, body []byte, o *pushOptions, out any) error {
+	return p.do(ctx, http.MethodPost, path, h, body, o.wait, !o.ephemeral(), out)
+}
+
+// do is post with any method. repeatable: doing it twice does no harm.
+func (p *Pusher) do(ctx context.Context, method, path string, h http.Header, body []byte, longer time.Duration, repeatable bool, out any) error {
 	first := mrand.IntN(len(p.cfg.Locators))
 	for n := 0; ; n++ {
-		once, cancel := context.WithTimeout(ctx, requestTimeout+o.wait)
-		err := p.postOnce(once, p.cfg.Locators[(first+n)%len(p.cfg.Locators)]+path, h, body, out)
+		once, cancel := context.WithTimeout(ctx, requestTimeout+longer)
+		err := p.once(once, method, p.cfg.Locators[(first+n)%len(p.cfg.Locators)]+path, h, body, out)
 		cancel()
-		wait, again := retryAfter(err, n, !o.ephemeral())
+		wait, again := retryAfter(err, n, repeatable)
 		if !again || n+1 >= p.cfg.Attempts || ctx.Err() != nil {
 			return err
 		}
@@ -353,8 +358,8 @@ func retryAfter(err error, n int, repeatable bool) (time.Duration, bool) {
 	return wait, err != nil && (repeatable || unsent)
 }
 
-func (p *Pusher) postOnce(ctx context.Context, u string, h http.Header, body []byte, out any) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u, bytes.NewReader(body))
+func (p *Pusher) once(ctx context.Context, method, u string, h http.Header, body []byte, out any) error {
+	req, err := http.NewRequestWithContext(ctx, method, u, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
@@ -369,7 +374,10 @@ func (p *Pusher) postOnce(ctx context.Context, u string, h http.Header, body []b
 	if err != nil {
 		return fmt.Errorf("dialring: %w", err)
 	}
-	if resp.StatusCode != http.StatusOK {
+	switch {
+	case resp.StatusCode == http.StatusNoContent:
+		return nil
+	case resp.StatusCode != http.StatusOK:
 		return apiError(resp, b)
 	}
 	if err := json.Unmarshal(b, out); err != nil {

@@ -114,6 +114,9 @@ func (r *receiver) run(dialCtx context.Context) ended {
 			r.frame(dialCtx, r.old, b)
 		case k := <-r.dialed:
 			r.dialing, r.next = false, k
+			if k == nil && r.c.State().State == Moving { // it stays where it is
+				r.c.tell(Event{State: Connected, Node: r.cur.node, Session: r.cur.session})
+			}
 			if r.stopLook(); k == nil && r.again != nil {
 				r.move(dialCtx, r.again)
 			}
@@ -181,6 +184,9 @@ func (r *receiver) move(ctx context.Context, m *wire.Move) {
 	var look context.Context
 	look, r.stopLook = context.WithCancel(ctx)
 	here, tries := r.cur.node, r.tries
+	if m != nil { // not for a look whether the user has moved
+		r.c.tell(Event{State: Moving, Node: m.Node, Session: r.cur.session})
+	}
 	r.wg.Go(func() { r.dialed <- r.dialNext(ctx, look, m, here, tries) })
 }
 

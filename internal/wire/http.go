@@ -182,6 +182,9 @@ type GroupResponse struct {
 	Next    string   `json:"next,omitempty"` // for after, if there may be more
 }
 
+// MaxGroupPush is how long a push to a group may take.
+const MaxGroupPush = 15 * time.Minute
+
 // GroupPushResult is the answer to a push to a group.
 type GroupPushResult struct {
 	Group       string        `json:"group"`

@@ -1,0 +1,161 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/dialring/dialring/internal/wire"
+)
+
+// sent returns the client's next send, and its data as it was spelled.
+func (s *session) sent() (wire.Send, string) {
+	s.t.Helper()
+	for {
+		op, p, err := s.read()
+		if err != nil {
+			s.t.Fatalf("the client's send: %v", err)
+		}
+		var f wire.Send
+		if op == opText && json.Unmarshal(p, &f) == nil && f.Type == wire.TypeSend {
+			return f, string(f.Data)
+		}
+	}
+}
+
+// outcome is how a call of Send or Request ended.
+type outcome struct {
+	Receipt
+	answer string
+	err    error
+}
+
+func (r *running) send(ctx context.Context, to string, data any, opts ...PushOption) <-chan outcome {
+	out := make(chan outcome, 1)
+	go func() {
+		if to == "" {
+			b, err := r.Request(ctx, data)
+			out <- outcome{answer: string(b), err: err}
+			return
+		}
+		receipt, err := r.Send(ctx, to, data, opts...)
+		out <- outcome{Receipt: receipt, err: err}
+	}()
+	return out
+}
+
+// Answers find their sends by the ref, in whatever order they come, and what is no
+// answer of one does nothing.
+func TestSendAnswers(t *testing.T) {
+	t.Parallel()
+	f := newFake(t, script{})
+	r := start(t, f.config())
+	s := recv(t, f.sessions, "a session").welcome(20_000)
+	odd := json.RawMessage(`{"a" : "<\u0041>"}`)
+	one := r.send(t.Context(), "bob", odd, IdempotencyKey("k"))
+	first, data := s.sent()
+	if first.To != "bob" || first.ID != "k" || first.Ephemeral || data != string(odd) {
+		t.Errorf("sent %+v with %s", first, data)
+	}
+	two := r.send(t.Context(), "", 2)
+	second, _ := s.sent()
+	if second.To != "" || second.ID == "" {
+		t.Errorf("sent %+v", second)
+	}
+	three := r.send(t.Context(), "carol", 3)
+	third, _ := s.sent()
+	s.text(`{"type":"ack","ref":"nobody's"}`)
+	s.text(`{"type":"ack"}`)
+	s.text(`{"type":"error","ref":7}`)
+	s.text(fmt.Sprintf(`{"type":"error","ref":%s,"code":"forbidden","detail":"no"}`, third.Ref))
+	s.text(fmt.Sprintf(`{"type":"ack","ref":%s,"id":"a","data":{"x" : 1}}`, second.Ref))
+	s.text(fmt.Sprintf(`{"type":"ack","ref":%s,"id":"m","seq":9,"stored":true,"delivered":2}`, first.Ref))
+	if o := recv(t, one, "an answer"); o.err != nil || o.Receipt != (Receipt{ID: "m", Seq: 9, Stored: true, Delivered: 2}) {
+		t.Errorf("%+v", o)
+	}
+	if o := recv(t, two, "an answer"); o.err != nil || o.answer != `{"x" : 1}` {
+		t.Errorf("%+v", o)
+	}
+	if o := recv(t, three, "an answer"); !errors.As(o.err, new(*SendError)) || o.err.Error() != "dialring: the message was refused: forbidden: no" {
+		t.Errorf("%+v", o)
+	}
+	if n := len(r.sends.calls) + len(r.sends.order); n != 0 {
+		t.Errorf("%d sends are remembered", n)
+	}
+	for _, opts := range [][]PushOption{{ToDevice("x")}, {WaitAck(1)}, {TTL(1)}, {Ephemeral(), IdempotencyKey("k")}} {
+		if _, err := r.Send(t.Context(), "bob", 1, opts...); err == nil {
+			t.Errorf("options that do not go with Send are taken")
+		}
+	}
+}
+
+// A connection breaks: what was not answered is sent again over the next one, with the
+// same id and in order; an ephemeral message is not, and whoever waits hears it.
+func TestSendOverNextConnection(t *testing.T) {
+	t.Parallel()
+	f := newFake(t, script{})
+	r := start(t, f.config())
+	early := r.send(t.Context(), "bob", "early") // before there is a connection
+	s := recv(t, f.sessions, "a session").welcome(20_000)
+	first, _ := s.sent()
+	now := r.send(t.Context(), "bob", "now", Ephemeral())
+	if e, _ := s.sent(); !e.Ephemeral || e.ID != "" {
+		t.Errorf("sent %+v", e)
+	}
+	later := r.send(t.Context(), "", "later")
+	second, _ := s.sent()
+	given, cancel := context.WithCancel(t.Context())
+	forgotten := r.send(given, "bob", "forgotten")
+	s.sent()
+	cancel()
+	if o := recv(t, forgotten, "its end"); !errors.Is(o.err, context.Canceled) {
+		t.Errorf("%+v", o)
+	}
+	_ = s.nc.Close()
+	if o := recv(t, now, "its end"); !errors.Is(o.err, ErrConnectionLost) {
+		t.Errorf("%+v", o)
+	}
+	s = recv(t, f.sessions, "the next session").welcome(20_000)
+	for _, want := range []wire.Send{first, second} {
+		again, data := s.sent()
+		if string(again.Ref) != string(want.Ref) || again.ID != want.ID || data != string(want.Data) {
+			t.Errorf("sent %+v %s, and before %+v", again, data, want)
+		}
+		s.text(fmt.Sprintf(`{"type":"ack","ref":%s,"seq":1,"stored":true,"duplicate":true}`, again.Ref))
+	}
+	if o := recv(t, early, "an answer"); o.err != nil || !o.Duplicate {
+		t.Errorf("%+v", o)
+	}
+	if o := recv(t, later, "an answer"); o.err != nil {
+		t.Errorf("%+v", o)
+	}
+}
+
+// While the client moves, the old connection still answers; what it did not is sent over
+// the new one.
+func TestSendWhileMoving(t *testing.T) {
+	t.Parallel()
+	f, b := newFake(t, script{}), newFake(t, script{})
+	r := start(t, f.config())
+	s1 := recv(t, f.sessions, "a session").welcome(20_000)
+	one, two := r.send(t.Context(), "bob", 1), make(<-chan outcome)
+	first, _ := s1.sent()
+	two = r.send(t.Context(), "bob", 2, Ephemeral())
+	second, _ := s1.sent()
+	s1.moveTo(b.ws, "ws-2", "t")
+	s2 := recv(t, b.sessions, "the new node's session").welcome(20_000)
+	again, _ := s2.sent() // the stored one only
+	if again.ID != first.ID {
+		t.Errorf("sent %+v after %+v", again, first)
+	}
+	s1.text(fmt.Sprintf(`{"type":"ack","ref":%s,"delivered":1}`, second.Ref))
+	if o := recv(t, two, "an answer"); o.err != nil || o.Delivered != 1 {
+		t.Errorf("%+v", o)
+	}
+	s2.text(fmt.Sprintf(`{"type":"ack","ref":%s,"seq":5,"stored":true}`, again.Ref))
+	if o := recv(t, one, "an answer"); o.err != nil || o.Seq != 5 {
+		t.Errorf("%+v", o)
+	}
+}
