@@ -294,9 +294,10 @@ func (x *manyResult) result() Result {
 
 // BroadcastResult is what became of a broadcast.
 type BroadcastResult struct {
-	Nodes     int      // that took it
-	Failed    []string // nodes that did not answer
-	Delivered int      // sessions that it was written to
+	Nodes     int            // that took it
+	Failed    []string       // nodes that did not answer
+	Delivered int            // sessions that it was written to
+	Counts    map[string]int // the same, by node
 }
 
 // Broadcast sends data, as JSON, to every session that is connected now.

@@ -130,7 +130,7 @@ func (r *router) awaitAck(ctx context.Context, user string, seq uint64, wait tim
 // broadcast sends a call to every node and returns what each answered.
 func (r *router) broadcast(id string, body []byte) wire.BroadcastResult {
 	cur := r.rings.Current()
-	res := wire.BroadcastResult{Failed: []string{}}
+	res := wire.BroadcastResult{Failed: []string{}, Counts: map[string]int{}}
 	nodes := slices.Concat(cur.Nodes, cur.Leaving) // who leaves may still hold sessions
 	g := route.NewGroup(len(nodes) + 1)
 	calls := make([]peer.Call, len(nodes))
@@ -152,6 +152,7 @@ func (r *router) broadcast(id string, body []byte) wire.BroadcastResult {
 		}
 		res.Nodes++
 		res.Delivered += calls[i].Reply.Delivered
+		res.Counts[n.ID] = calls[i].Reply.Delivered
 	}
 	return res
 }

@@ -109,7 +109,7 @@ func TestBroadcastWithADeafNode(t *testing.T) {
 	join(t, l, "b", func(_ *fakeNode, b *peer.Batch) { <-silent })
 	t.Cleanup(func() { close(silent) })
 	r := l.router.broadcast("id", []byte("1"))
-	if r.Nodes != 1 || r.Delivered != 7 || len(r.Failed) != 1 || r.Failed[0] != "b" {
+	if r.Nodes != 1 || r.Delivered != 7 || len(r.Failed) != 1 || r.Failed[0] != "b" || len(r.Counts) != 1 || r.Counts["a"] != 7 {
 		t.Errorf("%+v", r)
 	}
 }

@@ -78,6 +78,8 @@ type BroadcastResult struct {
 	Nodes     int      `json:"nodes"`
 	Failed    []string `json:"failed"`
 	Delivered int      `json:"delivered"`
+	// Counts are the sessions that it was written to, by node.
+	Counts map[string]int `json:"counts"`
 }
 
 // RingNode is a node as GET /v1/ring shows it.
