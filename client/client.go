@@ -267,7 +267,9 @@ func (c *Client) Run(ctx context.Context) error {
 		}
 	}()
 	c.resumeHandled()
+	c.sends.begin()
 	err := c.loop(ctx, queue)
+	c.sends.end(err)
 	close(queue)
 	<-handled
 	c.tell(Event{State: Stopped, Err: err})

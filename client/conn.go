@@ -44,6 +44,7 @@ type conn struct {
 	log      int  // that its messages are of
 	resuming bool // a resume was sent and not answered
 	progress bool // something of its replay came
+	left     bool // goodbye was said
 
 	mu       sync.Mutex
 	code     int // of the close frame that came

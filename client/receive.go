@@ -36,6 +36,7 @@ type receiver struct {
 	tries          int                // of connections that ended before they had welcomed
 	dialed         chan *conn         // result of the dialing: nil if it gave up
 	recheck        *time.Timer        // locates again when the node said nothing of a move for long
+	leaving        <-chan time.Time   // then the old one is told goodbye, whatever it owes; nil: it was
 	wg             sync.WaitGroup
 	cancel         context.CancelFunc // ends the dialing
 }
@@ -96,6 +97,8 @@ func (r *receiver) run(dialCtx context.Context) ended {
 			r.frame(dialCtx, welcomed, b)
 			if welcomed.welcomed {
 				if r.old != nil { // two moves in a row: the rest of the oldest first
+					r.leaving = nil
+					r.leaveOld()
 					for b := range r.old.frames {
 						r.frame(dialCtx, r.old, b)
 					}
@@ -103,7 +106,8 @@ func (r *receiver) run(dialCtx context.Context) ended {
 				}
 				r.old, r.cur, r.next = r.cur, welcomed, nil
 				r.again, r.tries = nil, 0
-				r.old.leave()
+				r.leaving = time.After(answerWait)
+				r.leaveOld()
 			}
 		case b, ok := <-framesOf(r.old):
 			if !ok {
@@ -112,6 +116,10 @@ func (r *receiver) run(dialCtx context.Context) ended {
 				break
 			}
 			r.frame(dialCtx, r.old, b)
+			r.leaveOld()
+		case <-r.leaving:
+			r.leaving = nil
+			r.leaveOld()
 		case k := <-r.dialed:
 			r.dialing, r.next = false, k
 			if k == nil && r.c.State().State == Moving { // it stays where it is
@@ -127,6 +135,19 @@ func (r *receiver) run(dialCtx context.Context) ended {
 			r.move(dialCtx, nil)
 		}
 	}
+}
+
+// answerWait is how long the old connection is kept for the answers that it owes.
+const answerWait = 2 * time.Second
+
+// leaveOld says goodbye to the old connection, once, when it owes no answer any more or
+// its time is over.
+func (r *receiver) leaveOld() {
+	if r.old == nil || r.old.left || r.leaving != nil && r.c.sends.waits(r.old) {
+		return
+	}
+	r.old.left, r.leaving = true, nil
+	r.old.leave()
 }
 
 // takeOver waits, when the connection has ended in the middle of a move, for the
@@ -310,7 +331,6 @@ func (r *receiver) welcome(k *conn, w *wire.Welcome) {
 	}
 	k.log = r.c.acks.current()
 	r.c.acks.use(k)
-	r.c.sends.use(k)
-	r.wg.Go(r.c.sends.flush)
+	r.c.sends.use(k, w.MaxMessageBytes)
 	r.c.tell(Event{State: Connected, Node: k.node, Session: w.Session, Pending: w.Pending, Gap: w.Gap})
 }

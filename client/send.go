@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/dialring/dialring/internal/wire"
 )
@@ -17,9 +18,11 @@ import (
 // interrupts may have been sent. A stored message is sent again over the next
 // connection when one breaks, and is one message in the end; IdempotencyKey names it
 // over restarts of the app as well. An ephemeral one is not, and fails with
-// ErrConnectionLost then.
+// ErrConnectionLost then. When the node asks for less haste, Send waits and tries again.
 //
-// The error is a *SendError when the cluster refuses the message. Run must be running.
+// The error is a *SendError when the cluster refuses the message, and that with which Run
+// ended when it has. Messages of one Client to one user keep their order as long as each
+// Send is called after the one before has returned.
 func (c *Client) Send(ctx context.Context, to string, data any, opts ...PushOption) (Receipt, error) {
 	if err := wire.CheckUser(to); err != nil {
 		return Receipt{}, fmt.Errorf("dialring: %w", err)
@@ -46,7 +49,8 @@ func (c *Client) Send(ctx context.Context, to string, data any, opts ...PushOpti
 // Request sends data, as JSON, to the application behind the cluster and returns what
 // it answered: JSON, or nil. It is asked again over the next connection when one
 // breaks; the application can tell by the message's id, which is the same. The error is
-// a *SendError when the application refuses it, or is not there.
+// a *SendError when the application refuses it, or is not there. Requests that are under
+// way at the same time may reach the application in any order.
 func (c *Client) Request(ctx context.Context, data any) (json.RawMessage, error) {
 	a, err := c.send(ctx, &wire.Send{}, data)
 	if err != nil {
@@ -57,7 +61,7 @@ func (c *Client) Request(ctx context.Context, data any) (json.RawMessage, error)
 
 // SendError is why a message of this client was refused.
 type SendError struct {
-	Code   string // stable, such as forbidden, rate_limited, no_application
+	Code   string // stable, such as forbidden, too_large, no_application
 	Detail string
 }
 
@@ -65,33 +69,52 @@ func (e *SendError) Error() string {
 	return "dialring: the message was refused: " + e.Code + ": " + e.Detail
 }
 
-// ErrConnectionLost means that the connection broke before an ephemeral message was
-// answered: it may have been delivered.
-var ErrConnectionLost = errors.New("dialring: the connection broke before the message was answered")
+var (
+	// ErrConnectionLost means that the connection broke before an ephemeral message was
+	// answered: it may have been delivered.
+	ErrConnectionLost = errors.New("dialring: the connection broke before the message was answered")
+	// ErrNotRunning means that Run has ended, without an error.
+	ErrNotRunning = errors.New("dialring: the client has stopped")
+)
+
+const (
+	// maxUnanswered is how many messages are written and not answered at a time: a node
+	// refuses more.
+	maxUnanswered = 64
+	// hasteWait is how long nothing is sent when a node asks for less haste.
+	hasteWait = time.Second
+)
 
 // sender keeps what was sent and not answered.
 //
 //	new --there is a connection, or one comes--> written --ack or error--> answered
-//	                                             |   ^ \--ctx ends--> forgotten
-//	                     its connection was lost +---+ (an ephemeral one: ErrConnectionLost)
+//	 ^                                           |   ^ \--ctx ends--> forgotten
+//	 +--error rate_limited, after a while--------+   |
+//	                       its connection has ended, and it is not ephemeral
+//
+// One goroutine writes, while there is something to write.
 type sender struct {
 	prefix string // of refs: this Client's own
 
-	mu    sync.Mutex
-	n     uint64
-	calls map[string]*call // by ref
-	order []*call
-	conn  *conn // in use; nil: none
-
-	write sync.Mutex // frames go out in order
+	mu      sync.Mutex
+	n       uint64
+	calls   map[string]*call // by ref
+	order   []*call
+	conn    *conn // in use; nil: none
+	limit   int   // bytes of data that the node takes; 0: not known yet
+	writing bool
+	pause   time.Time // until then nothing is written
+	ended   error     // of Run, once it has
+	writers sync.WaitGroup
 }
 
 type call struct {
 	frame wire.Send // without data
 	data  json.RawMessage
 	ref   string
-	on    *conn         // it was written to last
+	on    *conn         // it was written to
 	done  chan struct{} // closed with ack or err set
+	over  bool          // it is
 	ack   wire.SendAck
 	err   error
 }
@@ -105,9 +128,11 @@ func (c *Client) send(ctx context.Context, f *wire.Send, data any) (*wire.SendAc
 	if f.ID == "" && !f.Ephemeral {
 		f.ID = randomKey()
 	}
-	k := c.sends.add(f, b)
+	k, err := c.sends.add(f, b)
+	if err != nil {
+		return nil, err
+	}
 	defer c.sends.forget(k)
-	c.sends.flush()
 	select {
 	case <-k.done:
 		return &k.ack, k.err
@@ -116,18 +141,23 @@ func (c *Client) send(ctx context.Context, f *wire.Send, data any) (*wire.SendAc
 	}
 }
 
-func (s *sender) add(f *wire.Send, data json.RawMessage) *call {
+func (s *sender) add(f *wire.Send, data json.RawMessage) (*call, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.ended != nil {
+		return nil, s.ended
+	}
 	s.n++
 	ref := s.prefix + strconv.FormatUint(s.n, 36)
 	f.Ref, _ = json.Marshal(ref) // a string always has an encoding
 	k := &call{frame: *f, data: data, ref: ref, done: make(chan struct{})}
 	s.calls[ref] = k
 	s.order = append(s.order, k)
-	return k
+	s.kickLocked()
+	return k, nil
 }
 
+// forget lets go of a call whose caller has gone.
 func (s *sender) forget(k *call) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -138,46 +168,89 @@ func (s *sender) forget(k *call) {
 			break
 		}
 	}
+	s.kickLocked()
 }
 
-// flush writes what was not written to the connection in use, in order.
-func (s *sender) flush() {
-	s.write.Lock()
-	defer s.write.Unlock()
+func (s *sender) endLocked(k *call, err error) {
+	if !k.over {
+		k.over, k.err = true, err
+		close(k.done)
+	}
+}
+
+// kickLocked sees to it that what can be written is.
+func (s *sender) kickLocked() {
+	if s.conn != nil && !s.writing {
+		s.writing = true
+		s.writers.Go(s.write)
+	}
+}
+
+// write writes what was not written, in order, until nothing is left.
+func (s *sender) write() {
 	for {
 		s.mu.Lock()
-		conn := s.conn
-		var next *call
-		for _, k := range s.order {
-			if k.on != conn && (k.on == nil || !k.frame.Ephemeral) && !k.answered() {
-				next = k
-				break
-			}
-		}
-		if conn == nil || next == nil {
+		next := s.nextLocked()
+		if next == nil {
+			s.writing = false
 			s.mu.Unlock()
 			return
 		}
+		conn := s.conn
 		next.on = conn
 		s.mu.Unlock()
 		conn.sendData(next.frame, next.data) // if that fails the connection ends, and the next one has it
 	}
 }
 
-func (k *call) answered() bool {
-	select {
-	case <-k.done:
-		return true
-	default:
-		return false
+// nextLocked is the next call to write; nil if there is none, or not now.
+func (s *sender) nextLocked() *call {
+	if s.conn == nil {
+		return nil
 	}
+	if wait := time.Until(s.pause); wait > 0 {
+		time.AfterFunc(wait, func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.kickLocked()
+		})
+		return nil
+	}
+	under := 0
+	for _, k := range s.order {
+		switch {
+		case k.over:
+		case k.on != nil:
+			if under++; under >= maxUnanswered {
+				return nil
+			}
+		case s.limit > 0 && len(k.data) > s.limit:
+			s.endLocked(k, &SendError{Code: string(wire.CodeTooLarge), Detail: fmt.Sprintf("a message has at most %d bytes, this one has %d", s.limit, len(k.data))})
+		default:
+			return k
+		}
+	}
+	return nil
 }
 
-// use has what is not answered written to a connection from now on.
-func (s *sender) use(k *conn) {
+// use has messages written to a connection from now on.
+func (s *sender) use(k *conn, limit int) {
 	s.mu.Lock()
-	s.conn = k
-	s.mu.Unlock()
+	defer s.mu.Unlock()
+	s.conn, s.limit = k, limit
+	s.kickLocked()
+}
+
+// waits tells whether an answer is to come over a connection.
+func (s *sender) waits(on *conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, k := range s.order {
+		if k.on == on && !k.over {
+			return true
+		}
+	}
+	return false
 }
 
 // lost notes that a connection has ended.
@@ -188,11 +261,35 @@ func (s *sender) lost(k *conn) {
 		s.conn = nil
 	}
 	for _, o := range s.order {
-		if o.on == k && o.frame.Ephemeral && !o.answered() {
-			o.err = ErrConnectionLost
-			close(o.done)
+		switch {
+		case o.on != k || o.over:
+		case o.frame.Ephemeral:
+			s.endLocked(o, ErrConnectionLost)
+		default:
+			o.on = nil
 		}
 	}
+	s.kickLocked()
+}
+
+// begin and end bracket a Run. When it has ended, so have all calls, and later ones.
+func (s *sender) begin() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ended = nil
+}
+
+func (s *sender) end(err error) {
+	if err == nil {
+		err = ErrNotRunning
+	}
+	s.mu.Lock()
+	s.ended, s.conn = err, nil
+	for _, k := range s.order {
+		s.endLocked(k, err)
+	}
+	s.mu.Unlock()
+	s.writers.Wait()
 }
 
 // answer takes an ack or an error of a node.
@@ -209,11 +306,16 @@ func (s *sender) answer(b []byte, refused bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	k := s.calls[ref]
-	if k == nil || k.answered() {
+	switch {
+	case k == nil || k.over:
 		return
+	case refused && f.Code == string(wire.CodeRateLimited):
+		k.on, s.pause = nil, time.Now().Add(hasteWait)
+	case refused:
+		s.endLocked(k, &SendError{Code: f.Code, Detail: f.Detail})
+	default:
+		k.ack = f.SendAck
+		s.endLocked(k, nil)
 	}
-	if k.ack = f.SendAck; refused {
-		k.err = &SendError{Code: f.Code, Detail: f.Detail}
-	}
-	close(k.done)
+	s.kickLocked()
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/dialring/dialring/internal/wire"
@@ -133,29 +134,154 @@ func TestSendOverNextConnection(t *testing.T) {
 	}
 }
 
-// While the client moves, the old connection still answers; what it did not is sent over
-// the new one.
+// While the client moves, the old connection answers what was sent over it, and is left
+// then; what it owes for long is sent over the new one, when it has ended.
 func TestSendWhileMoving(t *testing.T) {
 	t.Parallel()
-	f, b := newFake(t, script{}), newFake(t, script{})
+	for name, answers := range map[string]bool{"answers": true, "does not": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f, b := newFake(t, script{}), newFake(t, script{})
+			r := start(t, f.config())
+			s1 := recv(t, f.sessions, "a session").welcome(20_000)
+			r.await(Connected)
+			one := r.send(t.Context(), "bob", 1)
+			first, _ := s1.sent()
+			two := r.send(t.Context(), "bob", 2, Ephemeral())
+			second, _ := s1.sent()
+			s1.moveTo(b.ws, "ws-2", "t")
+			s2 := recv(t, b.sessions, "the new node's session").welcome(20_000)
+			r.await(Connected)
+			three := r.send(t.Context(), "bob", 3)
+			third, _ := s2.sent()
+			if !answers {
+				s1.goodbye()
+				_ = s1.nc.Close()
+				if o := recv(t, two, "its end"); !errors.Is(o.err, ErrConnectionLost) {
+					t.Errorf("%+v", o)
+				}
+				if again, _ := s2.sent(); again.ID != first.ID {
+					t.Errorf("sent %+v after %+v", again, first)
+				}
+				return
+			}
+			s1.text(fmt.Sprintf(`{"type":"ack","ref":%s,"seq":5,"stored":true}`, first.Ref))
+			s1.text(fmt.Sprintf(`{"type":"ack","ref":%s,"delivered":1}`, second.Ref))
+			if o := recv(t, one, "an answer"); o.err != nil || o.Seq != 5 {
+				t.Errorf("%+v", o)
+			}
+			if o := recv(t, two, "an answer"); o.err != nil || o.Delivered != 1 {
+				t.Errorf("%+v", o)
+			}
+			s1.goodbye()
+			s2.text(fmt.Sprintf(`{"type":"ack","ref":%s,"seq":6,"stored":true}`, third.Ref))
+			if o := recv(t, three, "an answer"); o.err != nil || o.Seq != 6 {
+				t.Errorf("%+v", o)
+			}
+		})
+	}
+}
+
+// A message that is larger than the node takes is refused here: the node would end the
+// connection, and the next one, too.
+func TestSendTooLarge(t *testing.T) {
+	t.Parallel()
+	f := newFake(t, script{})
 	r := start(t, f.config())
-	s1 := recv(t, f.sessions, "a session").welcome(20_000)
-	one, two := r.send(t.Context(), "bob", 1), make(<-chan outcome)
-	first, _ := s1.sent()
-	two = r.send(t.Context(), "bob", 2, Ephemeral())
-	second, _ := s1.sent()
-	s1.moveTo(b.ws, "ws-2", "t")
-	s2 := recv(t, b.sessions, "the new node's session").welcome(20_000)
-	again, _ := s2.sent() // the stored one only
-	if again.ID != first.ID {
-		t.Errorf("sent %+v after %+v", again, first)
+	s := recv(t, f.sessions, "a session").welcome(20_000) // takes 65,536 bytes
+	for n, fits := range map[int]bool{65_536 - 2: true, 65_536 - 1: false, 10 << 20: false} {
+		out := r.send(t.Context(), "bob", json.RawMessage(`"`+strings.Repeat("<", n)+`"`))
+		if fits {
+			m, data := s.sent()
+			if len(data) != n+2 {
+				t.Errorf("sent %d bytes", len(data))
+			}
+			s.text(fmt.Sprintf(`{"type":"ack","ref":%s}`, m.Ref))
+		}
+		o := recv(t, out, "an answer")
+		if e := (*SendError)(nil); fits != (o.err == nil) || !fits && (!errors.As(o.err, &e) || e.Code != "too_large") {
+			t.Errorf("%d bytes: %v", n, o.err)
+		}
 	}
-	s1.text(fmt.Sprintf(`{"type":"ack","ref":%s,"delivered":1}`, second.Ref))
-	if o := recv(t, two, "an answer"); o.err != nil || o.Delivered != 1 {
+}
+
+// No more are under way than a node takes, and when it asks for less haste the client
+// waits and says it again.
+func TestSendPaced(t *testing.T) {
+	t.Parallel()
+	f := newFake(t, script{})
+	r := start(t, f.config())
+	s := recv(t, f.sessions, "a session").welcome(20_000)
+	const n = 3 * maxUnanswered
+	outs := make([]<-chan outcome, n)
+	for i := range outs {
+		outs[i] = r.send(t.Context(), "bob", i)
+	}
+	refused := map[string]bool{}
+	for got := 0; got < n; {
+		m, _ := s.sent()
+		r.sends.mu.Lock()
+		under := 0
+		for _, k := range r.sends.order {
+			if k.on != nil && !k.over {
+				under++
+			}
+		}
+		r.sends.mu.Unlock()
+		if under > maxUnanswered {
+			t.Fatalf("%d are under way", under)
+		}
+		if got == 10 && len(refused) == 0 {
+			refused[m.ID] = true
+			s.text(fmt.Sprintf(`{"type":"error","ref":%s,"code":"rate_limited","detail":"slower"}`, m.Ref))
+			continue
+		}
+		got++
+		s.text(fmt.Sprintf(`{"type":"ack","ref":%s}`, m.Ref))
+	}
+	for _, out := range outs {
+		if o := recv(t, out, "an answer"); o.err != nil {
+			t.Errorf("%+v", o)
+		}
+	}
+	if len(refused) != 1 {
+		t.Errorf("%d were refused", len(refused))
+	}
+}
+
+// When Run has ended nobody waits, and the next Run sends again.
+func TestSendWhenRunEnds(t *testing.T) {
+	t.Parallel()
+	f := newFake(t, script{})
+	r := start(t, f.config())
+	s := recv(t, f.sessions, "a session").welcome(20_000)
+	out := r.send(t.Context(), "bob", 1)
+	s.sent()
+	s.close(4002, "")
+	stopped := (*StoppedError)(nil)
+	if o := recv(t, out, "its end"); !errors.As(o.err, &stopped) || stopped.Code != 4002 {
 		t.Errorf("%+v", o)
 	}
-	s2.text(fmt.Sprintf(`{"type":"ack","ref":%s,"seq":5,"stored":true}`, again.Ref))
-	if o := recv(t, one, "an answer"); o.err != nil || o.Seq != 5 {
+	if err := r.result(); !errors.As(err, &stopped) {
+		t.Errorf("Run ended with %v", err)
+	}
+	if _, err := r.Send(context.Background(), "bob", 2); !errors.As(err, &stopped) {
+		t.Errorf("afterwards: %v", err)
+	}
+	r.again()
+	s = recv(t, f.sessions, "a session").welcome(20_000)
+	r.await(Connected)
+	out = r.send(t.Context(), "bob", 3)
+	m, _ := s.sent()
+	s.text(fmt.Sprintf(`{"type":"ack","ref":%s}`, m.Ref))
+	if o := recv(t, out, "an answer"); o.err != nil {
 		t.Errorf("%+v", o)
+	}
+	r.cancel()
+	if err := r.result(); err != nil {
+		t.Error(err)
+	}
+	if _, err := r.Send(context.Background(), "bob", 4); !errors.Is(err, ErrNotRunning) {
+		t.Errorf("afterwards: %v", err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"time"
@@ -52,8 +53,13 @@ const (
 )
 
 // Webhook is an http.Handler for DIALRING_APP: it checks that what comes was signed with
-// secret (DIALRING_APP_SECRET) in the last five minutes, and has f handle it.
+// secret (DIALRING_APP_SECRET, at least 32 bytes; with less it answers 500) in the last five minutes, and has f handle it.
 func Webhook(secret string, f WebhookFunc) http.Handler {
+	if len(secret) < wire.MinWebhookSecret { // else anybody could be any user
+		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, fmt.Sprintf("the secret of this webhook has %d bytes; it needs %d", len(secret), wire.MinWebhookSecret), http.StatusInternalServerError)
+		})
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodPost {
 			w.Header().Set("Allow", http.MethodPost)

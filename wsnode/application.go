@@ -3,15 +3,20 @@ package wsnode
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"github.com/dialring/dialring/internal/cluster"
 	"github.com/dialring/dialring/internal/wire"
@@ -20,8 +25,11 @@ import (
 // application is who receives what clients send without naming a user.
 type application interface {
 	// ask hands a message over, and returns what the application answered: JSON, or
-	// nothing. It ends with ctx.
-	ask(ctx context.Context, m *wire.AppMessage) (json.RawMessage, *wire.Problem)
+	// nothing; dup says that it had the message before, where that is known. It ends with
+	// ctx.
+	ask(ctx context.Context, m *wire.AppMessage) (answer json.RawMessage, dup bool, p *wire.Problem)
+	// close lets go of connections.
+	close()
 }
 
 // Values of DIALRING_APP beside the URL of a webhook.
@@ -40,7 +48,7 @@ func (n *Node) newApplication() application {
 	case appJetStream:
 		return keptApp{n}
 	default:
-		return &webhook{url: app, secret: []byte(n.cfg.AppSecret), limit: n.cfg.MaxMessageBytes, slots: make(chan struct{}, n.cfg.AppConcurrency),
+		return &webhook{url: app, secret: []byte(n.cfg.AppSecret), limit: n.cfg.MaxMessageBytes, slots: make(chan struct{}, n.cfg.AppConcurrency), log: n.log, warn: rate.NewLimiter(1, 1),
 			client: &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 				Transport: &http.Transport{MaxIdleConnsPerHost: n.cfg.AppConcurrency, IdleConnTimeout: time.Minute, Proxy: http.ProxyFromEnvironment}}}
 	}
@@ -60,30 +68,37 @@ func encodeMessage(m *wire.AppMessage) []byte {
 // natsApp is an application that answers requests on a subject of NATS.
 type natsApp struct{ n *Node }
 
-func (a natsApp) ask(ctx context.Context, m *wire.AppMessage) (json.RawMessage, *wire.Problem) {
+func (a natsApp) close() {}
+
+func (a natsApp) ask(ctx context.Context, m *wire.AppMessage) (json.RawMessage, bool, *wire.Problem) {
 	data, refused, err := a.n.nats.AskApplication(ctx, encodeMessage(m))
 	switch {
 	case errors.Is(err, cluster.ErrNobody):
-		return nil, noApplication("nobody of the application is there")
+		return nil, false, noApplication("nobody of the application is there")
 	case err != nil:
 		a.n.log.Warn("the application does not answer", "event", "app_silent", "id", m.ID, "error", err)
-		return nil, noApplication("the application did not answer in time")
+		return nil, false, noApplication("the application did not answer in time")
 	case refused != "":
-		return nil, wire.NewProblem(http.StatusBadRequest, wire.CodeInvalidRequest, "%s", wire.Printable(refused, maxRefusal))
+		return nil, false, wire.NewProblem(http.StatusBadRequest, wire.CodeInvalidRequest, "%s", wire.Printable(refused, maxRefusal))
 	}
-	return checkAnswer(data, a.n.cfg.MaxMessageBytes)
+	answer, p := checkAnswer(data, a.n.cfg.MaxMessageBytes)
+	return answer, false, p
 }
 
 // keptApp is an application that reads a stream of JetStream.
 type keptApp struct{ n *Node }
 
-func (a keptApp) ask(ctx context.Context, m *wire.AppMessage) (json.RawMessage, *wire.Problem) {
-	seq, err := a.n.nats.KeepForApplication(ctx, m.ID, encodeMessage(m), a.n.cfg.InboxMaxAge)
+func (a keptApp) close() {}
+
+func (a keptApp) ask(ctx context.Context, m *wire.AppMessage) (json.RawMessage, bool, *wire.Problem) {
+	sum := sha256.Sum256(m.Data) // another content with the same id is another message
+	id := m.ID + "." + base64.RawURLEncoding.EncodeToString(sum[:12])
+	seq, dup, err := a.n.nats.KeepForApplication(ctx, id, encodeMessage(m), a.n.cfg.InboxMaxAge, a.n.cfg.InboxReplicas)
 	if err != nil {
 		a.n.log.Warn("a message for the application cannot be stored", "event", "app_unstored", "id", m.ID, "error", err)
-		return nil, wire.NewProblem(http.StatusServiceUnavailable, wire.CodeStoreUnavailable, "the message for the application could not be stored; send it again with the same id")
+		return nil, false, wire.NewProblem(http.StatusServiceUnavailable, wire.CodeStoreUnavailable, "the message for the application could not be stored; send it again with the same id")
 	}
-	return fmt.Appendf(nil, `{"seq":%d}`, seq), nil
+	return fmt.Appendf(nil, `{"seq":%d}`, seq), dup, nil
 }
 
 // maxRefusal bounds what a client is told of why the application refused it.
@@ -105,42 +120,63 @@ func checkAnswer(data []byte, limit int) (json.RawMessage, *wire.Problem) {
 // webhook is an application behind a URL.
 //
 //	POST, signed --2xx--> its JSON is the answer
-//	  ^    |  \--4xx but 408, 425, 429--> refused
-//	  |    +--anything else, or no answer in a try's time--+
-//	  +-- a wait that doubles, or Retry-After -------------+--the time is over--> no_application
+//	  ^    |  \--400, 403, 409, 410, 422--> refused
+//	  |    +--anything else, or no answer--+
+//	  +-- a wait that doubles, or Retry-After, if there is time for it; else no_application
 type webhook struct {
 	url    string
 	secret []byte
 	limit  int           // bytes of an answer
-	slots  chan struct{} // calls at the same time
+	slots  chan struct{} // attempts at the same time
 	client *http.Client
+	log    *slog.Logger
+	warn   *rate.Limiter
 }
 
 const (
-	webhookTry   = 5 * time.Second // one attempt
 	webhookPause = 100 * time.Millisecond
 	webhookMost  = 2 * time.Second
 )
 
-func (w *webhook) ask(ctx context.Context, m *wire.AppMessage) (json.RawMessage, *wire.Problem) {
-	select {
-	case w.slots <- struct{}{}:
-		defer func() { <-w.slots }()
-	case <-ctx.Done():
-		return nil, wire.NewProblem(http.StatusServiceUnavailable, wire.CodeRateLimited, "the application is busy; try again later")
-	}
+func (w *webhook) close() { w.client.CloseIdleConnections() }
+
+func (w *webhook) ask(ctx context.Context, m *wire.AppMessage) (json.RawMessage, bool, *wire.Problem) {
 	body := encodeMessage(m)
+	var last *wire.Problem
 	for pause := webhookPause; ; pause = min(2*pause, webhookMost) {
-		data, p, after := w.try(ctx, m.ID, body)
-		if after == 0 {
-			return data, p
-		}
-		// Full jitter, and never earlier than it asked for.
 		select {
-		case <-time.After(max(after, rand.N(pause))):
+		case w.slots <- struct{}{}:
 		case <-ctx.Done():
-			return nil, p
+			if last == nil {
+				last = wire.NewProblem(http.StatusServiceUnavailable, wire.CodeRateLimited, "the application is busy; try again later")
+			}
+			return nil, false, last
 		}
+		data, p, after := w.try(ctx, m.ID, body)
+		<-w.slots
+		if after == 0 {
+			return data, false, p
+		}
+		last = p
+		// Full jitter, and never earlier than it asked for.
+		wait := max(after, rand.N(pause))
+		if end, ok := ctx.Deadline(); ok && time.Until(end) < wait {
+			w.failed(m.ID, p)
+			return nil, false, p
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			w.failed(m.ID, p)
+			return nil, false, p
+		}
+	}
+}
+
+// failed tells the operator, though not for each of very many.
+func (w *webhook) failed(id string, p *wire.Problem) {
+	if w.warn.Allow() {
+		w.log.Warn("the application's webhook does not take messages", "event", "app_failed", "id", id, "why", p.Detail)
 	}
 }
 
@@ -148,8 +184,6 @@ func (w *webhook) ask(ctx context.Context, m *wire.AppMessage) (json.RawMessage,
 // wait, and the problem what to say if there is no time for that.
 func (w *webhook) try(ctx context.Context, id string, body []byte) (data json.RawMessage, p *wire.Problem, after time.Duration) {
 	const soon = time.Millisecond
-	ctx, cancel := context.WithTimeout(ctx, webhookTry)
-	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, w.url, bytes.NewReader(body))
 	if err != nil {
 		return nil, noApplication("the application cannot be asked"), 0
@@ -163,15 +197,16 @@ func (w *webhook) try(ctx context.Context, id string, body []byte) (data json.Ra
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, int64(w.limit)+1))
-	switch code := resp.StatusCode; {
-	case err != nil:
+	if err != nil {
 		return nil, noApplication("the application did not answer whole"), soon
-	case code >= 200 && code < 300:
+	}
+	switch code := resp.StatusCode; code {
+	case http.StatusOK, http.StatusCreated, http.StatusAccepted, http.StatusNoContent:
 		data, p = checkAnswer(answer, w.limit)
 		return data, p, 0
-	case code >= 400 && code < 500 && code != http.StatusRequestTimeout && code != http.StatusTooEarly && code != http.StatusTooManyRequests:
+	case http.StatusBadRequest, http.StatusForbidden, http.StatusConflict, http.StatusGone, http.StatusUnprocessableEntity:
 		return nil, wire.NewProblem(http.StatusBadRequest, wire.CodeInvalidRequest, "%s", refusal(code, answer)), 0
-	default:
+	default: // also 401 and 404: a wrong secret or URL is no fault of the client
 		after := soon
 		if sec, err := strconv.Atoi(strings.TrimSpace(resp.Header.Get("Retry-After"))); err == nil && sec > 0 {
 			after = time.Duration(min(sec, 3600)) * time.Second

@@ -190,7 +190,7 @@ func (c *Config) checkApp() error {
 		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.Fragment != "" {
 			return config.Errorf("DIALRING_APP must be nats, jetstream, or the URL of a webhook like https://app.example.com/dialring, without a password in it")
 		}
-		if len(c.AppSecret) < 32 {
+		if len(c.AppSecret) < wire.MinWebhookSecret {
 			return config.Errorf("DIALRING_APP_SECRET has %d bytes; webhooks are signed with at least 32, such as from: openssl rand -base64 32", len(c.AppSecret))
 		}
 	} else if c.AppSecret != "" {

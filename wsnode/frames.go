@@ -60,7 +60,9 @@ func (s *session) frame(b []byte) {
 		}
 		s.resume(f.Since)
 	case wire.TypeSend:
-		s.sent(b, f.Ref)
+		if !s.isClosing() { // who was kicked does nothing any more
+			s.sent(b, f.Ref)
+		}
 	}
 }
 

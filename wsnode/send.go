@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
@@ -38,6 +39,10 @@ type sends struct {
 	limiter *rate.Limiter // the reader's own
 	under   atomic.Int32
 	order   route.Ordered
+
+	mu     sync.Mutex
+	asks   []*sending // for the application
+	askers int
 }
 
 // sending is one send on its way.
@@ -48,19 +53,28 @@ type sending struct {
 
 // sent handles a send of the client. It is called by the reader only.
 func (s *session) sent(b []byte, ref json.RawMessage) {
-	m := &sending{s: s}
-	if err := wire.DecodeJSON(b, &m.Send); err != nil {
-		m.Ref = ref
-		m.refuse(wire.CodeInvalidRequest, err.Error())
-		return
-	}
-	if len(m.Data) > s.node.cfg.MaxMessageBytes {
-		s.close(wire.CloseTooBig, "")
-		return
-	}
 	n := s.node
 	if s.sends.limiter == nil {
 		s.sends.limiter = rate.NewLimiter(rate.Limit(n.cfg.SendRate), sendBurst*n.cfg.SendRate)
+	}
+	m := &sending{s: s}
+	m.Ref = ref
+	switch {
+	case !s.sends.limiter.Allow():
+		m.refuse(wire.CodeRateLimited, "this session sends too often; try again in a second")
+		return
+	case s.sends.under.Load() >= maxSends:
+		m.refuse(wire.CodeRateLimited, "too many sends of this session wait for their answer")
+		return
+	}
+	if err := wire.DecodeJSON(b, &m.Send); err != nil {
+		m.Send = wire.Send{Ref: ref}
+		m.refuse(wire.CodeInvalidRequest, err.Error())
+		return
+	}
+	if len(m.Data) > n.cfg.MaxMessageBytes {
+		s.close(wire.CloseTooBig, "")
+		return
 	}
 	err := m.CheckSend()
 	switch {
@@ -68,10 +82,6 @@ func (s *session) sent(b []byte, ref json.RawMessage) {
 		m.refuse(wire.CodeInvalidRequest, err.Error())
 	case strings.ContainsRune(m.To, utf8.RuneError) && bytes.Contains(bytes.ToLower(b), []byte(`\ud`)):
 		m.refuse(wire.CodeInvalidRequest, "to has an escape that is no character")
-	case !s.sends.limiter.Allow():
-		m.refuse(wire.CodeRateLimited, "this session sends too often; try again in a second")
-	case s.sends.under.Load() >= maxSends:
-		m.refuse(wire.CodeRateLimited, "too many sends of this session wait for their answer")
 	case m.To == "" && n.app == nil:
 		m.refuse(wire.CodeNoApplication, "no application receives what clients send in this cluster (DIALRING_APP of the nodes)")
 	case m.To != "" && !wire.MaySend(s.sendTo, m.To):
@@ -81,7 +91,7 @@ func (s *session) sent(b []byte, ref json.RawMessage) {
 		m.toUser()
 	default:
 		s.sends.under.Add(1)
-		n.tasks.Go(m.toApplication)
+		s.sends.ask(n, m)
 	}
 }
 
@@ -127,11 +137,56 @@ func (m *sending) toUser() {
 			m.s.sends.under.Add(-1)
 			res, p := j.Result()
 			if p != nil {
-				m.refuse(p.Code, p.Detail)
+				detail := p.Detail
+				if better, ok := sendDetails[p.Code]; ok { // it speaks to services
+					detail = better
+				}
+				m.refuse(p.Code, detail)
 				return
 			}
 			m.accept(wire.SendAck{ID: res.ID, Seq: res.Seq, Stored: res.Stored, Duplicate: res.Duplicate, Delivered: &res.Delivered})
 		}})
+}
+
+var sendDetails = map[wire.Code]string{
+	wire.CodeOwnerUnreachable: "the user cannot be reached now; send it again, with the same id",
+	wire.CodeStoreUnavailable: "the message could not be stored; send it again, with the same id",
+	wire.CodeKeyReused:        "this id was used for another message to this user; use a new id for each",
+}
+
+// maxAskers is how many sends of one session the application has at a time: others of
+// the session wait for them, and other sessions do not. A stream takes one after the other, in their order.
+const maxAskers = 8
+
+// ask has the application asked, in the session's turn.
+func (q *sends) ask(n *Node, m *sending) {
+	most := maxAskers
+	if n.cfg.App == appJetStream {
+		most = 1
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.asks = append(q.asks, m)
+	if q.askers < most {
+		q.askers++
+		n.tasks.Go(q.askAll)
+	}
+}
+
+func (q *sends) askAll() {
+	for {
+		q.mu.Lock()
+		if len(q.asks) == 0 {
+			q.asks = nil
+			q.askers--
+			q.mu.Unlock()
+			return
+		}
+		m := q.asks[0]
+		q.asks = q.asks[1:]
+		q.mu.Unlock()
+		m.toApplication()
+	}
 }
 
 // toApplication asks the application, and answers with what it says.
@@ -144,10 +199,10 @@ func (m *sending) toApplication() {
 	if id == "" {
 		id = n.ids.Next()
 	}
-	data, p := n.app.ask(ctx, &wire.AppMessage{ID: id, User: s.user, Device: s.device, Session: s.id, Node: n.cfg.NodeID, Time: time.Now().UTC().Truncate(time.Millisecond), Data: m.Data})
+	data, dup, p := n.app.ask(ctx, &wire.AppMessage{ID: id, User: s.user, Device: s.device, Session: s.id, Node: n.cfg.NodeID, Time: time.Now().UTC().Truncate(time.Millisecond), Data: m.Data})
 	if p != nil {
 		m.refuse(p.Code, p.Detail)
 		return
 	}
-	m.accept(wire.SendAck{ID: id, Data: data})
+	m.accept(wire.SendAck{ID: id, Duplicate: dup, Data: data})
 }

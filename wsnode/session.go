@@ -216,6 +216,12 @@ func (s *session) queuedBytes() int {
 	return s.queued
 }
 
+func (s *session) isClosing() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closing
+}
+
 // roomLocked wakes who waits for room in the queue.
 func (s *session) roomLocked() {
 	if s.room != nil {

@@ -200,6 +200,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.watchRing(run) })
 	n.stored.groups.Store = store
 	n.nats.OnUp(store.Reconnected)
+	n.nats.OnUp(n.checkPayload)
 	n.nats.OnUp(n.stored.groups.Forget) // the store may be a new one
 	g.Go(func() error { return store.Run(run) })
 	g.Go(func() error { n.stored.health.run(run); return nil })
@@ -253,9 +254,22 @@ func (n *Node) Run(ctx context.Context) error {
 	n.stored.logs.Wait()
 	store.Wait()
 	n.forwards.Wait()
+	n.peers.Close() // ends calls, whose jobs end then
 	n.router.Wait()
-	n.peers.Close()
+	if n.app != nil {
+		n.app.close()
+	}
 	return err
+}
+
+// checkPayload tells the operator if NATS does not take the largest messages.
+func (n *Node) checkPayload() {
+	n.tasks.Go(func() { // OnUp must not block, and nats.go's answer may wait for a lock
+		if most := n.nats.MaxPayload(); most < int64(n.cfg.MaxMessageBytes+envelope) {
+			n.log.Error("NATS takes smaller messages than DIALRING_MAX_MESSAGE_BYTES allows: larger ones cannot be stored; raise max_payload of the NATS servers",
+				"event", "nats_payload", "max_payload", most, "needed", n.cfg.MaxMessageBytes+envelope)
+		}
+	})
 }
 
 // flushTimeout bounds the last writes of positions.

@@ -129,6 +129,9 @@ func (c *Conn) NATS() *nats.Conn { return c.nc }
 // for as long as it dials.
 func (c *Conn) Up() bool { return c.isUp.Load() }
 
+// MaxPayload is how large a message the server takes, once it was connected.
+func (c *Conn) MaxPayload() int64 { return c.nc.MaxPayload() }
+
 // OnUp calls f, which must not block, at each connect and reconnect from now on.
 func (c *Conn) OnUp(f func()) {
 	c.mu.Lock()

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -393,5 +394,129 @@ func TestApplicationOnJetStream(t *testing.T) {
 	}
 	if i != 3 {
 		t.Errorf("%d messages are in the stream", i)
+	}
+}
+
+// rawSend writes sends of one connection and reads their answers, by ref.
+func rawSends(t *testing.T, b *bare, frames ...map[string]any) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	for _, f := range frames {
+		b.write(t, f)
+	}
+	for len(out) < len(frames) {
+		text := b.text(t)
+		var f struct {
+			Ref  json.RawMessage
+			Type string
+		}
+		if json.Unmarshal([]byte(text), &f) == nil && (f.Type == "ack" || f.Type == "error") {
+			out[string(f.Ref)] = text
+		}
+	}
+	return out
+}
+
+// Whatever one session asks of an application that fails, others are answered; the
+// status says whose fault it is; what was pushed as it is arrives as it is.
+func TestWebhookUnderFailures(t *testing.T) {
+	const secret = "0123456789abcdef0123456789abcdef"
+	var bad atomic.Int64
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b, _ := io.ReadAll(r.Body)
+		in, err := client.ParseSent(b)
+		if err != nil || r.Header.Get("Idempotency-Key") != in.ID || wire.CheckWebhook([]byte(secret), r.Header.Get(wire.HeaderSignature), b, time.Now(), time.Minute) != nil {
+			t.Errorf("the webhook got %s %v", b, r.Header)
+		}
+		switch {
+		case in.User == "mallory":
+			bad.Add(1)
+			w.Header().Set("Retry-After", "3600")
+			w.WriteHeader(http.StatusTooManyRequests)
+		case strings.HasPrefix(string(in.Data), `{"status":`):
+			var d struct{ Status int }
+			_ = json.Unmarshal(in.Data, &d)
+			w.WriteHeader(d.Status)
+		default:
+			_, _ = w.Write(in.Data)
+		}
+	}))
+	defer s.Close()
+	l := startLocator(t)
+	startNode(t, "ws-1", l.nats, "DIALRING_APP="+s.URL, "DIALRING_APP_SECRET="+secret, "DIALRING_APP_TIMEOUT=1500ms", "DIALRING_APP_CONCURRENCY=4", "DIALRING_SEND_RATE=100")
+	l.waitMembers(t, "ws-1")
+	mallory := dialBare(t, l, "mallory")
+	for i := range 60 {
+		mallory.write(t, map[string]any{"type": "send", "ref": i, "data": 1})
+	}
+	eventually(t, "the application is busy with one", func() bool { return bad.Load() > 0 })
+	alice := talk(t, "alice", nil, l)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	const odd = `{"a" : "<\u0041&>", "n":1.0}`
+	if b, err := alice.Request(ctx, json.RawMessage(odd)); err != nil || string(b) != odd {
+		t.Errorf("answered %s, %v", b, err)
+	}
+	for status, code := range map[int]wire.Code{400: wire.CodeInvalidRequest, 422: wire.CodeInvalidRequest, 401: wire.CodeNoApplication, 404: wire.CodeNoApplication, 503: wire.CodeNoApplication, 302: wire.CodeNoApplication} {
+		_, err := alice.Request(ctx, map[string]int{"status": status})
+		wantsCode(t, fmt.Sprint("status ", status), err, code)
+	}
+}
+
+// What is kept for the application is kept in order, and once for each id and content;
+// and when nobody asks for a stream any more it does not answer for the application.
+func TestApplicationKeptInOrder(t *testing.T) {
+	l := startLocator(t)
+	first := startNode(t, "ws-1", l.nats, "DIALRING_APP=jetstream", "DIALRING_SEND_RATE=1000")
+	l.waitMembers(t, "ws-1")
+	b := dialBare(t, l, "alice")
+	var frames []map[string]any
+	for i := range 60 {
+		frames = append(frames, map[string]any{"type": "send", "ref": i, "data": i})
+	}
+	for ref, text := range rawSends(t, b, frames...) {
+		var a struct{ Data struct{ Seq int } }
+		if err := json.Unmarshal([]byte(text), &a); err != nil || fmt.Sprint(a.Data.Seq-1) != ref {
+			t.Errorf("%s was answered %s", ref, text)
+		}
+	}
+	got := rawSends(t, b, map[string]any{"type": "send", "ref": 1, "id": "k", "data": 1}, map[string]any{"type": "send", "ref": 2, "id": "k", "data": 1}, map[string]any{"type": "send", "ref": 3, "id": "k", "data": 2})
+	if strings.Contains(got["1"], "duplicate") || !strings.Contains(got["2"], `"duplicate":true`) || !strings.Contains(got["2"], `"seq":61`) || !strings.Contains(got["3"], `"seq":62`) {
+		t.Errorf("repeats were answered %v", got)
+	}
+	if code := first.term(t); code != 0 {
+		t.Fatalf("the node ended with %d", code)
+	}
+	startNode(t, "ws-1", l.nats, "DIALRING_APP=nats")
+	l.waitMembers(t, "ws-1")
+	alice := talk(t, "alice", nil, l)
+	_, err := alice.Request(t.Context(), 1)
+	wantsCode(t, "with a stream, and nobody there", err, wire.CodeNoApplication)
+}
+
+// Who was kicked and keeps the connection open sends nothing any more.
+func TestSendAfterKick(t *testing.T) {
+	l := startLocator(t)
+	n := startNode(t, "ws-1", l.nats, "DIALRING_APP=jetstream")
+	l.waitMembers(t, "ws-1")
+	b := dialBare(t, l, "alice")
+	if got := rawSends(t, b, map[string]any{"type": "send", "ref": 1, "data": 1}); !strings.Contains(got["1"], `"ack"`) {
+		t.Fatal(got)
+	}
+	if k := l.kick(t, "alice", ""); k != 1 {
+		t.Fatalf("%d were kicked", k)
+	}
+	for range 20 {
+		b.write(t, map[string]any{"type": "send", "data": 2})
+	}
+	if code := b.closeCode(t); code != 4002 {
+		t.Errorf("closed with %d", code)
+	}
+	other := dialBare(t, l, "bob") // behind all that was read of the other
+	if got := rawSends(t, other, map[string]any{"type": "send", "ref": 1, "data": 3}); !strings.Contains(got["1"], `"seq":2`) {
+		t.Errorf("bob's is not the second message: %v", got)
+	}
+	if v := n.metric(t, `dialring_sends_total{result="ok",target="application"}`); v != 2 {
+		t.Errorf("%v sends were accepted", v)
 	}
 }

@@ -71,15 +71,20 @@ func (s *JetStream) Together(f func()) {
 	s.acks.mu.Lock()
 	s.acks.more++
 	s.acks.mu.Unlock()
+	defer func() {
+		s.acks.mu.Lock()
+		s.acks.more--
+		any := len(s.acks.queue) > 0
+		s.acks.mu.Unlock()
+		if any {
+			s.acks.publish()
+		}
+	}()
 	f()
-	s.acks.mu.Lock()
-	s.acks.more--
-	any := len(s.acks.queue) > 0
-	s.acks.mu.Unlock()
-	if any {
-		s.acks.publish()
-	}
 }
+
+// manyAppends are published also while more may come.
+const manyAppends = 256
 
 // publish wakes publishLoop.
 func (a *acks) publish() {
@@ -135,7 +140,7 @@ func (a *acks) add(w *waiting) {
 	w.n = a.last
 	a.waiting[w.n] = w
 	a.queue = append(a.queue, w)
-	now := a.more == 0
+	now := a.more == 0 || len(a.queue) >= manyAppends
 	a.mu.Unlock()
 	if now {
 		a.publish()

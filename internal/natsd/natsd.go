@@ -56,6 +56,9 @@ type Server struct {
 	syncer syncer
 }
 
+// maxPayload holds the largest message that users can be pushed, with what is around it.
+const maxPayload = 2 << 20
+
 // Start starts a server and waits until it takes connections.
 func Start(ctx context.Context, o Options) (*Server, error) {
 	s := &Server{o: o, log: &logger{log: o.Log.With("component", "nats-server"), fatal: make(chan string, 1)}, done: make(chan struct{})}
@@ -152,6 +155,7 @@ func start(ctx context.Context, o Options, log *logger) (*server.Server, error) 
 		JetStream:     true,
 		StoreDir:      o.Dir,
 		SyncInterval:  o.SyncEvery,
+		MaxPayload:    maxPayload,
 		NoSigs:        true, // signals are the program's own business
 		// No monitoring, profiling, cluster, leaf, MQTT or WebSocket port.
 	})

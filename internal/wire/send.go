@@ -119,6 +119,9 @@ const (
 	HeaderError     = "Dialring-Error"
 )
 
+// MinWebhookSecret is how many bytes the secret of webhooks has at least.
+const MinWebhookSecret = 32
+
 // SignWebhook makes the signature of a webhook's body: the time in seconds since
 // 1970 and, in hexadecimal, the HMAC-SHA-256 of that time, a dot and the body.
 func SignWebhook(secret, body []byte, now time.Time) string {
@@ -134,6 +137,8 @@ func CheckWebhook(secret []byte, signature string, body []byte, now time.Time, t
 	sec, err := strconv.ParseInt(t, 10, 64)
 	sum, err2 := hex.DecodeString(mac)
 	switch {
+	case len(secret) < MinWebhookSecret:
+		return fmt.Errorf("the secret has fewer than %d bytes", MinWebhookSecret)
 	case !ok || !named || err != nil || err2 != nil:
 		return errors.New("the signature cannot be read")
 	case !hmac.Equal(sum, webhookMAC(secret, t, body)):
