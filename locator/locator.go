@@ -186,6 +186,7 @@ func (l *Locator) handler() http.Handler {
 	e.GET("/v1/ring", l.getRing, l.keys.require)
 	e.POST("/v1/ring/plan", l.plan, l.keys.require, l.started)
 	e.POST("/v1/nodes/:node/drain", l.drain, l.keys.require, l.started)
+	e.GET("/v1/openapi.json", l.openAPI)
 	e.GET("/healthz", echo.WrapHandler(http.HandlerFunc(httpd.Healthz)))
 	e.GET("/readyz", echo.WrapHandler(httpd.Readyz(l.ready)))
 	return e
