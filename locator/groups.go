@@ -2,6 +2,7 @@ package locator
 
 import (
 	"encoding/json"
+	"errors"
 	"net/http"
 	"strconv"
 
@@ -144,15 +145,22 @@ func (l *Locator) changeMembers(c echo.Context, group string) error {
 	case n > wire.MaxUsersPerCall:
 		return badRequest("the call names %d users; at most %d are allowed", n, wire.MaxUsersPerCall)
 	}
+	halves := halfEscapes(body)
+	check := func(u string) error {
+		if brokenID(u, halves) {
+			return errors.New("a user id has an escape that is no character")
+		}
+		return wire.CheckUser(u)
+	}
 	removed := map[string]bool{}
 	for _, u := range req.Remove {
-		if err := wire.CheckUser(u); err != nil {
+		if err := check(u); err != nil {
 			return badRequest("remove: %v", err)
 		}
 		removed[u] = true
 	}
 	for _, u := range req.Add {
-		if err := wire.CheckUser(u); err != nil {
+		if err := check(u); err != nil {
 			return badRequest("add: %v", err)
 		}
 		if removed[u] {

@@ -190,7 +190,7 @@ func readPushQuery(r *http.Request) (pushQuery, *wire.Problem) {
 			}
 			wait = true
 		default:
-			return q, badRequest("the query has %q; it may have durable, device, ttl_ms, wait and timeout_ms", name)
+			return q, badRequest("the query has %q; it may have durable, device, group, ttl_ms, wait and timeout_ms", name)
 		}
 	}
 	if q.device != "" {
@@ -267,16 +267,14 @@ func (l *Locator) pushMany(c echo.Context) error {
 		}
 	}
 
-	// encoding/json turns an escaped half of a surrogate pair, which is no
-	// character, into U+FFFD: another user's id.
-	halves := bytes.Contains(body, []byte(`\ud`)) || bytes.Contains(body, []byte(`\uD`))
+	halves := halfEscapes(body)
 	jobs := make([]job, len(messages))
 	g := route.NewGroup(len(messages))
 	g.Window = semaphore.NewWeighted(callWindow)
 	for i, m := range messages {
 		j := &jobs[i]
 		j.Group = g
-		if j.Problem = l.checkMessage(m); j.Problem == nil && halves && strings.ContainsRune(m.User, utf8.RuneError) {
+		if j.Problem = l.checkMessage(m); j.Problem == nil && brokenID(m.User, halves) {
 			j.Problem = badRequest("the user id has an escape that is no character")
 		}
 		if j.Problem != nil {
@@ -317,6 +315,15 @@ func readJSONBody(r *http.Request, limit int) ([]byte, *wire.Problem) {
 	}
 	return body, p
 }
+
+// halfEscapes tells whether a JSON text may have an escaped half of a surrogate pair,
+// which is no character: encoding/json makes U+FFFD of it, and so another user's id.
+func halfEscapes(b []byte) bool {
+	return bytes.Contains(b, []byte(`\ud`)) || bytes.Contains(b, []byte(`\uD`))
+}
+
+// brokenID tells whether an id was made of one. halves: whether its text had any.
+func brokenID(id string, halves bool) bool { return halves && strings.ContainsRune(id, utf8.RuneError) }
 
 // messages lists the messages of both forms of the call.
 func (r *manyRequest) messages() ([]manyMessage, *wire.Problem) {

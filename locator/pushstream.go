@@ -11,10 +11,8 @@ import (
 	"net/http"
 	"os"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
-	"unicode/utf8"
 
 	"github.com/labstack/echo/v4"
 	"golang.org/x/sync/semaphore"
@@ -174,7 +172,7 @@ func (s *pushStream) push(b []byte, long bool) {
 	default:
 		m.user, m.ref = in.User, in.Ref
 		m.Problem = s.l.checkMessage(in.manyMessage)
-		if m.Problem == nil && strings.ContainsRune(in.User, utf8.RuneError) && bytes.Contains(bytes.ToLower(b), []byte(`\ud`)) {
+		if m.Problem == nil && brokenID(in.User, halfEscapes(b)) {
 			m.Problem = badRequest("the user id has an escape that is no character")
 		}
 	}

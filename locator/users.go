@@ -151,12 +151,19 @@ func (l *Locator) presence(c echo.Context) error {
 	if err := wire.DecodeJSON(body, &req); err != nil {
 		return badRequest("the body: %v", err)
 	}
+	if req.Users == nil {
+		return badRequest(`the body must name users: {"users":["a","b"]}`)
+	}
 	if len(req.Users) > wire.MaxUsersPerCall {
 		return badRequest("the call names %d users; at most %d are allowed", len(req.Users), wire.MaxUsersPerCall)
 	}
+	halves := halfEscapes(body)
 	for _, u := range req.Users {
 		if err := wire.CheckUser(u); err != nil {
 			return badRequest("users: %v", err)
+		}
+		if brokenID(u, halves) {
+			return badRequest("users: a user id has an escape that is no character")
 		}
 	}
 	online := map[string]int{}

@@ -91,7 +91,7 @@ func TestGroups(t *testing.T) {
 		"/v1/groups/a/members?x=1": 400, "/v1/groups/" + strings.Repeat("g", 129): 400} {
 		l.api(t, "GET", path, "", status, nil)
 	}
-	for _, body := range []string{`{}`, `{"add":["a"],"remove":["a"]}`, `{"add":[""]}`, `{"add":["\u0000"]}`} {
+	for _, body := range []string{`{}`, `{"add":["a"],"remove":["a"]}`, `{"add":[""]}`, `{"add":["\u0000"]}`, `{"add":["\ud800"]}`} {
 		l.api(t, "POST", group+"/members", body, 400, nil)
 	}
 	l.api(t, "POST", "/v1/push/alice?group=x", `1`, 400, nil)

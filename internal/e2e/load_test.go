@@ -142,6 +142,9 @@ func (l *load) run(t *testing.T, d *device, up func()) {
 			l.deliver(d.user, d.device, l.nodeOf(d.user, d.device), n)
 		},
 		OnEvent: func(e client.Event) {
+			if e.State == client.Moving { // it is connected all the time
+				return
+			}
 			l.event(d, e)
 			if e.State == client.Connected || e.State == client.Stopped {
 				up()

@@ -154,7 +154,7 @@ func TestSendFrames(t *testing.T) {
 		{map[string]any{"type": "send", "ref": 5, "to": 7, "data": 1}, wire.CodeInvalidRequest},
 		{map[string]any{"type": "send", "ref": 6, "to": "\x01", "data": 1}, wire.CodeInvalidRequest},
 		{map[string]any{"type": "send", "ref": 7, "data": 1}, wire.CodeNoApplication},
-		{map[string]any{"type": "send", "ref": 8, "data": 1, "ephemeral": true}, wire.CodeInvalidRequest},
+		{map[string]any{"type": "send", "ref": 8, "data": 1, "ephemeral": true}, wire.CodeNoApplication},
 		{map[string]any{"type": "send", "to": "bob", "data": 1}, ""},
 	} {
 		b.write(t, c.frame)

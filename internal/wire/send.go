@@ -91,8 +91,6 @@ func (s *Send) CheckSend() error {
 		return errors.New("a send has data")
 	case len(s.ID) > MaxIdempotencyKey:
 		return fmt.Errorf("the id of a send has at most %d bytes", MaxIdempotencyKey)
-	case s.Ephemeral && s.To == "":
-		return errors.New("ephemeral goes with to")
 	}
 	if s.To != "" {
 		if err := CheckUser(s.To); err != nil {
