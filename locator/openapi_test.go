@@ -354,7 +354,7 @@ func kindOf(t reflect.Type) string {
 		return "number"
 	case reflect.Slice:
 		return "array"
-	case reflect.Struct:
+	case reflect.Struct, reflect.Map:
 		return "object"
 	default:
 		return "integer"
