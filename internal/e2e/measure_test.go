@@ -115,3 +115,56 @@ func diskOf(t *testing.T, dir string) float64 {
 	}
 	return float64(sum) / (1 << 20)
 }
+
+// What a group of a million members takes: to fill, to read at a new owner, to push to.
+func TestMeasureGroup(t *testing.T) {
+	measures(t)
+	l := startLocator(t, "DIALRING_DATA_SYNC=interval")
+	nodes := nodesOf(t, l, l.nats)
+	rss := func() (out []float64) {
+		for _, n := range nodes {
+			out = append(out, n.rss(t))
+		}
+		return append(out, l.rss(t))
+	}
+	before := rss()
+	const members, list = 1_000_000, 10_000
+	begin := time.Now()
+	for from := 0; from < members; from += list {
+		var b strings.Builder
+		b.WriteString(`{"add":[`)
+		for i := range list {
+			if i > 0 {
+				b.WriteByte(',')
+			}
+			fmt.Fprintf(&b, `"user-%d"`, from+i)
+		}
+		if p := l.post("/v1/groups/all/members", "application/json", b.String()+`]}`, ""); p.status != 204 {
+			t.Fatalf("%d: %.200s", p.status, p.body)
+		}
+	}
+	t.Logf("%d members were added in %v", members, time.Since(begin))
+	begin = time.Now()
+	p := l.post("/v1/push?group=all&durable=false", "application/json", `"hello"`, "")
+	t.Logf("an ephemeral push to all of them, none connected: %v: %d %.120s", time.Since(begin), p.status, p.body)
+	t.Logf("resident memory of the nodes and the locator before: %v MiB, and now: %v MiB", before, rss())
+	// The next owner reads all members.
+	var owner *nodeProc
+	for _, n := range nodes {
+		if owner == nil || n.rss(t) > owner.rss(t) {
+			owner = n
+		}
+	}
+	owner.kill()
+	begin = time.Now()
+	for tries := 1; ; tries++ {
+		status, b := call(t, "GET", "http://"+l.addr+"/v1/groups/all", "")
+		if status == 200 {
+			t.Logf("after its owner was killed the group was known again after %v and %d calls: %s", time.Since(begin), tries, b)
+			return
+		}
+		if time.Since(begin) > 2*time.Minute {
+			t.Fatalf("%d %s", status, b)
+		}
+	}
+}

@@ -112,12 +112,19 @@ func (s *JetStream) LastChange(ctx context.Context, group string) (uint64, error
 	return e.Pos, err
 }
 
+// A read of many changes: for each one the server counts what is left, which in a large
+// group takes as long as reading thousands.
+const (
+	groupChanges = 16_384
+	groupBytes   = 4 << 20
+)
+
 // Changes implements GroupStore.
 func (s *JetStream) Changes(ctx context.Context, group string, pos uint64) ([]GroupChange, error) {
 	if _, _, _, err := s.place(ctx, ""); err != nil {
 		return nil, err
 	}
-	l, err := s.readFrom(ctx, s.groups(), s.groupSubject(group, "*"), pos)
+	l, err := s.readFrom(ctx, s.groups(), s.groupSubject(group, "*"), pos, groupChanges, groupBytes)
 	out := make([]GroupChange, len(l))
 	for i, e := range l {
 		out[i] = GroupChange{e.Pos, e.From, e.ID == groupAdd}

@@ -331,18 +331,19 @@ func (s *JetStream) Read(ctx context.Context, user string, pos uint64) ([]Entry,
 	if err != nil {
 		return nil, err
 	}
-	return s.readFrom(ctx, s.stream(p), subject, pos)
+	return s.readFrom(ctx, s.stream(p), subject, pos, chunkMessages, Chunk)
 }
 
-// readFrom reads messages of a subject, which may have a wildcard, from pos on.
-func (s *JetStream) readFrom(ctx context.Context, stream, subject string, pos uint64) ([]Entry, error) {
+// readFrom reads messages of a subject, which may have a wildcard, from pos on: so many,
+// of so many bytes.
+func (s *JetStream) readFrom(ctx context.Context, stream, subject string, pos uint64, most, size int) ([]Entry, error) {
 	inbox := s.o.Conn.NewInbox()
 	sub, err := s.o.Conn.SubscribeSync(inbox)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = sub.Unsubscribe() }()
-	req := fmt.Appendf(nil, `{"seq":%d,"batch":%d,"max_bytes":%d,"next_by_subj":%q}`, max(pos, 1), chunkMessages, Chunk, subject)
+	req := fmt.Appendf(nil, `{"seq":%d,"batch":%d,"max_bytes":%d,"next_by_subj":%q}`, max(pos, 1), most, size, subject)
 	if err := s.o.Conn.PublishRequest("$JS.API.DIRECT.GET."+stream, inbox, req); err != nil {
 		return nil, err
 	}
