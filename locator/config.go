@@ -11,6 +11,9 @@ import (
 	"github.com/dialring/dialring/internal/wire"
 )
 
+// Secret is a setting that never shows in a log or an error.
+type Secret = config.Secret
+
 // Config is a locator's settings. The zero value of a field means its default;
 // the program cmd/locator reads each from the environment, by the name in its
 // tag behind DIALRING_.

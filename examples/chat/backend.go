@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -30,7 +29,15 @@ var files embed.FS
 
 // backend is the application: it says who users are, who is in the room, and what is
 // said there.
-type backend struct{ locator string }
+type backend struct {
+	locator string
+	pusher  *client.Pusher
+}
+
+func newBackend(locator string) (*backend, error) {
+	p, err := client.NewPusher(client.PusherConfig{Locators: []string{locator}, APIKey: demo.APIKey})
+	return &backend{locator, p}, err
+}
 
 func (b *backend) handler() http.Handler {
 	page, err := fs.Sub(files, "page")
@@ -68,7 +75,7 @@ func (b *backend) login(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "A name has up to 32 letters and digits.", http.StatusBadRequest)
 		return
 	}
-	if err := b.call(r.Context(), http.MethodPut, "/v1/groups/"+room+"/members/"+url.PathEscape(name), "", nil, nil); err != nil {
+	if err := b.pusher.ChangeGroup(r.Context(), room, []string{name}, nil); err != nil {
 		http.Error(w, err.Error(), http.StatusBadGateway)
 		return
 	}
@@ -104,14 +111,10 @@ func (b *backend) said(ctx context.Context, m client.Sent) (any, error) {
 	if err := json.Unmarshal(m.Data, &msg); err != nil || msg.Text == "" || utf8.RuneCountInString(msg.Text) > 2000 {
 		return nil, &client.RefusedError{Detail: "a message has a text of up to 2000 characters"}
 	}
-	var pushed struct {
-		Members     int `json:"members"`
-		FailedCount int `json:"failed_count"`
-	}
 	// The webhook may come again with the same id: to whoever has the message, it is
 	// not pushed twice.
-	err := b.call(ctx, http.MethodPost, "/v1/push?group="+room, m.ID, line{room, m.User, msg.Text}, &pushed)
-	if err == nil && pushed.FailedCount > 0 {
+	pushed, err := b.pusher.PushGroup(ctx, room, line{room, m.User, msg.Text}, client.IdempotencyKey(m.ID))
+	if err == nil && pushed.Failed > 0 {
 		err = errors.New("not all have it yet")
 	}
 	if err != nil {
@@ -124,46 +127,28 @@ func (b *backend) said(ctx context.Context, m client.Sent) (any, error) {
 func (b *backend) drain(w http.ResponseWriter, r *http.Request) {
 	r.Body = http.MaxBytesReader(w, r.Body, 4<<10)
 	node := r.PostFormValue("node")
-	if err := b.call(r.Context(), http.MethodPost, "/v1/nodes/"+url.PathEscape(node)+"/drain", "", nil, nil); err != nil {
+	if err := b.askToDrain(r.Context(), node); err != nil {
 		http.Error(w, err.Error(), http.StatusBadGateway)
 		return
 	}
 	fmt.Fprintf(w, "%s drains; it starts again in a while.\n", node)
 }
 
-// call does a call of the HTTP API.
-func (b *backend) call(ctx context.Context, method, path, key string, in, out any) error {
-	var body io.Reader
-	if in != nil {
-		j, err := json.Marshal(in)
-		if err != nil {
-			return err
-		}
-		body = bytes.NewReader(j)
-	}
-	req, err := http.NewRequestWithContext(ctx, method, b.locator+path, body)
+// askToDrain does what an operator does with curl.
+func (b *backend) askToDrain(ctx context.Context, node string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, b.locator+"/v1/nodes/"+url.PathEscape(node)+"/drain", nil)
 	if err != nil {
 		return err
 	}
 	req.Header.Set("Authorization", "Bearer "+demo.APIKey)
-	req.Header.Set("Content-Type", "application/json")
-	if key != "" {
-		req.Header.Set("Idempotency-Key", key)
-	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-	if err != nil {
-		return err
-	}
 	if resp.StatusCode >= 300 {
+		answer, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
 		return fmt.Errorf("%s: %s", resp.Status, answer)
 	}
-	if out == nil {
-		return nil
-	}
-	return json.Unmarshal(answer, out)
+	return nil
 }

@@ -68,7 +68,11 @@ func run(ctx context.Context, out io.Writer, listen string, again time.Duration,
 
 Ctrl-C ends it.
 `, page, page)
-		return demo.Serve(ctx, l, (&backend{locator: locator}).handler())
+		b, err := newBackend(locator)
+		if err != nil {
+			return err
+		}
+		return demo.Serve(ctx, l, b.handler())
 	})
 	if err != nil {
 		return err

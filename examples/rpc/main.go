@@ -74,10 +74,7 @@ func shopping(ctx context.Context, say *log.Logger, locator string, app *shop) e
 		return err
 	}
 	ended := make(chan error, 1)
-	go func() {
-		defer hangUp() // if it ends by itself, nobody waits for answers
-		ended <- alice.Run(ctx)
-	}()
+	go func() { ended <- alice.Run(ctx) }()
 
 	ask := func(title string, what request) {
 		say.Printf("\n%s", title)

@@ -90,7 +90,11 @@ func (k *Keys) Run(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return nil
 			}
-			k.log.Warn("the public key cannot be published, trying again", "event", "key_unpublished", "error", err)
+			level := slog.LevelWarn
+			if !k.bus.Up() { // that is said already
+				level = slog.LevelDebug
+			}
+			k.log.Log(ctx, level, "the public key cannot be published, trying again", "event", "key_unpublished", "error", err)
 			wait = 500 * time.Millisecond
 		} else {
 			select {
