@@ -27,9 +27,14 @@ const (
 	maxAckTimeout = 60 * time.Second
 )
 
-// callWindow is how many bytes of one call are on their way to nodes at a time:
-// a call may have 10,000 times the largest message.
-const callWindow = 8 << 20
+// callWindow is how many bytes of one call are on their way to nodes at a time: a call
+// may have 10,000 times the largest message. A small message counts as much as
+// leastWeight, so that some 2,000 are: of 10,000 at once the last ones would wait longer
+// than a node waits for a store that takes a few thousand a second.
+const (
+	callWindow  = 8 << 20
+	leastWeight = 4 << 10
+)
 
 // pushQuery is the query of a push.
 type pushQuery struct {
@@ -283,7 +288,9 @@ func (l *Locator) pushMany(c echo.Context) error {
 		}
 		j.Call = peer.Call{Op: peer.OpPush, User: m.User, Device: q.device, ID: l.ids.Next(), JSON: true, Body: m.Data,
 			Durable: q.durable, TTL: q.ttl, Key: m.ID}
-		if err := g.Window.Acquire(l.ctx, int64(len(m.Data))); err != nil {
+		j.Weight = max(len(m.Data), leastWeight)
+		if err := g.Window.Acquire(l.ctx, int64(j.Weight)); err != nil {
+			j.Weight = 0
 			j.Problem = wire.NewProblem(http.StatusServiceUnavailable, wire.CodeDraining, "this locator is about to stop; ask another")
 			g.One(0)
 			continue

@@ -62,8 +62,9 @@ func (r *Router) Link(n *ring.Node) *peer.Link { return r.Links.Get(n.ID, n.Boot
 // Job is one push on its way. Its call's fields are set by the caller.
 type Job struct {
 	peer.Call
-	Group *Group     // hears of its end
-	Ended func(*Job) // instead of Group; must not block
+	Group  *Group     // hears of its end
+	Ended  func(*Job) // instead of Group; must not block
+	Weight int        // in the group's window
 
 	Owner   ring.Node     // that answered
 	Epoch   uint64        // of the ring that said so
@@ -73,7 +74,7 @@ type Job struct {
 
 func (j *Job) end() {
 	if j.Group != nil {
-		j.Group.One(len(j.Body))
+		j.Group.One(j.Weight)
 	} else {
 		j.Ended(j)
 	}
@@ -83,7 +84,7 @@ func (j *Job) end() {
 type Group struct {
 	left   atomic.Int64
 	Done   chan struct{}       // closed when all have ended
-	Window *semaphore.Weighted // of bytes under way; nil: no limit
+	Window *semaphore.Weighted // of weights under way; nil: no limit
 }
 
 // NewGroup waits for n jobs.
@@ -93,10 +94,10 @@ func NewGroup(n int) *Group {
 	return g
 }
 
-// One says that a job has ended that had so many bytes of the window.
-func (g *Group) One(bytes int) {
-	if g.Window != nil && bytes > 0 {
-		g.Window.Release(int64(bytes))
+// One says that a job of that weight has ended.
+func (g *Group) One(weight int) {
+	if g.Window != nil && weight > 0 {
+		g.Window.Release(int64(weight))
 	}
 	if g.left.Add(-1) == 0 {
 		close(g.Done)
