@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/labstack/echo/v4"
 
@@ -22,28 +23,39 @@ const (
 	maxFailedListed = 1000
 )
 
-// groupCall asks a group's owner.
-func (l *Locator) groupCall(op peer.Op, group string, in, out any) *wire.Problem {
+// groupPatience is how long a call waits for a group's new owner to read its members.
+const groupPatience = 30 * time.Second
+
+// groupCall asks a group's owner. repeatable: the call may be carried out twice, as
+// changes may, and pushes that the store compares by their key.
+func (l *Locator) groupCall(op peer.Op, group string, repeatable bool, in, out any) *wire.Problem {
 	body, err := json.Marshal(in)
 	if err != nil {
 		panic(err) // plain fields always have an encoding
 	}
-	// The store compares keys, and changes may come twice: it is safe to ask again.
-	j, p := l.ask(&peer.Call{Op: op, User: peer.GroupKey(group), JSON: true, Body: body, Durable: true})
-	switch {
-	case p != nil:
-		return p
-	case j.Reply.Status == peer.StatusKeyReused:
-		return wire.NewProblem(http.StatusUnprocessableEntity, wire.CodeTooLarge, "a group has at most %d members", maxMembers)
-	case j.Reply.Status == peer.StatusStore:
-		return wire.NewProblem(http.StatusServiceUnavailable, wire.CodeStoreUnavailable, "node %s cannot reach the store of groups (%s); try again", j.Owner.ID, j.Reply.Body)
-	case j.Reply.Status != peer.StatusOK:
-		return unreachable(j.Owner.ID)
+	for end := time.Now().Add(groupPatience); ; {
+		j, p := l.ask(&peer.Call{Op: op, User: peer.GroupKey(group), JSON: true, Body: body, Durable: repeatable})
+		switch {
+		case p != nil && p.Status == http.StatusGatewayTimeout && !repeatable:
+			return wire.NewProblem(http.StatusGatewayTimeout, wire.CodeOwnerUnreachable, "the node that owns the group took the push and did not answer: some members may have it")
+		case p != nil && p.Code == wire.CodeOwnerUnreachable:
+			return wire.NewProblem(http.StatusServiceUnavailable, wire.CodeOwnerUnreachable, "the node that owns the group cannot be reached; try again")
+		case p != nil:
+			return p
+		case j.Reply.Status == peer.StatusKeyReused:
+			return wire.NewProblem(http.StatusUnprocessableEntity, wire.CodeTooLarge, "a group has at most %d members", maxMembers)
+		case j.Reply.Status == peer.StatusStore && string(j.Reply.Body) == peer.GroupReading && time.Now().Before(end) && l.front.Err() == nil:
+			continue
+		case j.Reply.Status == peer.StatusStore:
+			return wire.NewProblem(http.StatusServiceUnavailable, wire.CodeStoreUnavailable, "node %s cannot read or change the group (%s); try again", j.Owner.ID, j.Reply.Body)
+		case j.Reply.Status != peer.StatusOK:
+			return unreachable(j.Owner.ID)
+		}
+		if err := json.Unmarshal(j.Reply.Body, out); err != nil {
+			return wire.NewProblem(http.StatusInternalServerError, wire.CodeInternal, "node %s gives an answer that cannot be read", j.Owner.ID)
+		}
+		return nil
 	}
-	if err := json.Unmarshal(j.Reply.Body, out); err != nil {
-		return wire.NewProblem(http.StatusInternalServerError, wire.CodeInternal, "node %s gives an answer that cannot be read", j.Owner.ID)
-	}
-	return nil
 }
 
 const maxMembers = 1_000_000
@@ -82,7 +94,7 @@ func (l *Locator) groups(c echo.Context) error {
 		} else {
 			change.Remove = []string{ids[2]}
 		}
-		if p := l.groupCall(peer.OpGroupChange, group, change, &struct{}{}); p != nil {
+		if p := l.groupCall(peer.OpGroupChange, group, true, change, &struct{}{}); p != nil {
 			return p
 		}
 		return c.NoContent(http.StatusNoContent)
@@ -113,7 +125,7 @@ func (l *Locator) getMembers(c echo.Context, group string, only bool) error {
 		q.Limit = 0
 	}
 	var got peer.GroupMembers
-	if p := l.groupCall(peer.OpGroupMembers, group, q, &got); p != nil {
+	if p := l.groupCall(peer.OpGroupMembers, group, true, q, &got); p != nil {
 		return p
 	}
 	out := wire.GroupResponse{Group: group, Count: got.Total}
@@ -167,7 +179,7 @@ func (l *Locator) changeMembers(c echo.Context, group string) error {
 			return badRequest("a user is both in add and in remove")
 		}
 	}
-	if p := l.groupCall(peer.OpGroupChange, group, peer.GroupChange{Group: group, Add: req.Add, Remove: req.Remove}, &struct{}{}); p != nil {
+	if p := l.groupCall(peer.OpGroupChange, group, true, peer.GroupChange{Group: group, Add: req.Add, Remove: req.Remove}, &struct{}{}); p != nil {
 		return p
 	}
 	return c.NoContent(http.StatusNoContent)
@@ -203,7 +215,7 @@ func (l *Locator) pushGroup(c echo.Context, q pushQuery) error {
 	out := wire.GroupPushResult{Group: q.group, Failed: []wire.GroupFailed{}}
 	for {
 		var got peer.GroupPushed
-		if p := l.groupCall(peer.OpGroupPush, q.group, push, &got); p != nil {
+		if p := l.groupCall(peer.OpGroupPush, q.group, q.durable, push, &got); p != nil {
 			if push.After != "" {
 				p.Detail += " (" + strconv.Itoa(out.Members) + " members were pushed to before)"
 			}

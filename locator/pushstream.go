@@ -98,7 +98,7 @@ func (l *Locator) pushStream(c echo.Context) error {
 	if err := rc.EnableFullDuplex(); err != nil {
 		return wire.NewProblem(http.StatusHTTPVersionNotSupported, wire.CodeInvalidRequest, "a stream needs HTTP/1.1")
 	}
-	s := &pushStream{l: l, rc: rc, q: q, in: bufio.NewReaderSize(r.Body, l.cfg.MaxMessageBytes+lineExtra),
+	s := &pushStream{l: l, rc: rc, q: q, in: bufio.NewReaderSize(&idleReader{r.Body, rc, l.front}, l.cfg.MaxMessageBytes+lineExtra),
 		slots: make(chan struct{}, streamWindow), window: semaphore.NewWeighted(max(callWindow, int64(l.cfg.MaxMessageBytes))), results: make(chan *streamed, streamWindow)}
 	h := c.Response().Header()
 	h.Set("Content-Type", ndjson)
@@ -124,15 +124,24 @@ func (l *Locator) pushStream(c echo.Context) error {
 	return nil
 }
 
+// idleReader reads a body whose each piece may take streamIdle, until front ends.
+type idleReader struct {
+	r     io.Reader
+	rc    *http.ResponseController
+	front context.Context
+}
+
+func (i *idleReader) Read(b []byte) (int, error) {
+	_ = i.rc.SetReadDeadline(time.Now().Add(streamIdle))
+	if i.front.Err() != nil { // its own call may have come just before
+		_ = i.rc.SetReadDeadline(time.Now())
+	}
+	return i.r.Read(b)
+}
+
 // read reads lines until the service ends them; a problem is why it stopped before.
 func (s *pushStream) read() *wire.Problem {
 	for {
-		if s.in.Buffered() == 0 && s.l.front.Err() == nil {
-			_ = s.rc.SetReadDeadline(time.Now().Add(streamIdle))
-			if s.l.front.Err() != nil {
-				_ = s.rc.SetReadDeadline(time.Now())
-			}
-		}
 		b, err := s.in.ReadSlice('\n')
 		long := errors.Is(err, bufio.ErrBufferFull)
 		for errors.Is(err, bufio.ErrBufferFull) {

@@ -38,24 +38,24 @@ func (l *Locator) ask(c *peer.Call) (*route.Job, *wire.Problem) {
 	j := &route.Job{Call: *c, Group: route.NewGroup(1)}
 	l.router.Send(l.ctx, j)
 	<-j.Group.Done
-	switch {
-	case j.Problem != nil && j.Problem.Code == wire.CodeOwnerUnreachable: // its text is about a message
-		return nil, unreachable(j.Owner.ID)
-	case j.Problem != nil:
-		return nil, j.Problem
-	case j.Err != nil:
+	if j.Problem == nil && j.Err != nil {
 		return nil, unreachable(j.Owner.ID)
 	}
-	return j, nil
+	return j, j.Problem
 }
 
 // askOwner is ask for a call that has no other answer than OK.
 func (l *Locator) askOwner(c *peer.Call) (*route.Job, *wire.Problem) {
 	j, p := l.ask(c)
-	if p == nil && j.Reply.Status != peer.StatusOK {
+	switch {
+	case p != nil && p.Code == wire.CodeOwnerUnreachable && j != nil: // its text is about a message
+		return nil, unreachable(j.Owner.ID)
+	case p != nil:
+		return nil, p
+	case j.Reply.Status != peer.StatusOK:
 		return nil, unreachable(j.Owner.ID)
 	}
-	return j, p
+	return j, nil
 }
 
 // getUser: GET /v1/users/{user}, who is connected where.
@@ -174,6 +174,9 @@ func (l *Locator) presence(c echo.Context) error {
 		if left, p = l.presenceOf(c.Request().Context(), left, online); p != nil && (len(left) == 0 || time.Now().After(end)) {
 			return p
 		}
+		if c.Request().Context().Err() != nil {
+			return wire.NewProblem(http.StatusServiceUnavailable, wire.CodeOwnerUnreachable, "the caller has gone")
+		}
 		if time.Now().After(end) {
 			return wire.NewProblem(http.StatusServiceUnavailable, wire.CodeOwnerUnreachable, "the nodes do not agree on who owns whom; try again")
 		}
@@ -221,7 +224,9 @@ func (l *Locator) presenceOf(ctx context.Context, users []string, online map[str
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {
-				l.keeper.Failed(n.ID) // they may have another owner in a moment
+				if ctx.Err() == nil {
+					l.keeper.Failed(n.ID) // they may have another owner in a moment
+				}
 				failed, again = unreachable(n.ID), append(again, list...)
 				return
 			}

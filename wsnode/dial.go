@@ -105,6 +105,7 @@ func (n *Node) admit(r *http.Request) (*wire.Problem, *session) {
 		node: n, writing: true, since: since, sendTo: t.SendTo, issued: t.Issued}
 	if t.Session != "" {
 		s.id, s.moved, s.connectedAt = t.Session, true, t.Connected
+		s.stray = len(n.rings.Current().Former(t.User)) == 0
 	}
 	if n.kicked.has(s) {
 		return ticketProblem(ticket.ErrInvalid), nil

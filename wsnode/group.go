@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/dialring/dialring/internal/inbox"
 	"github.com/dialring/dialring/internal/peer"
 	"github.com/dialring/dialring/internal/ring"
@@ -28,7 +30,13 @@ import (
 
 const (
 	maxGroupPart = 2000
-	groupTimeout = 3 * time.Second
+	// groupTimeout is how long members are read in one call; the pushes may take as long
+	// again, and a link waits a little longer than both.
+	groupTimeout = 2 * time.Second
+	// groupWindow bounds the bytes of one part that are on their way, and groupWeight is
+	// what a small message counts.
+	groupWindow = 8 << 20
+	groupWeight = 4 << 10
 )
 
 // group carries out a call about a group. errStore: the store did not answer.
@@ -86,11 +94,18 @@ func (n *Node) pushGroup(c *peer.GroupPush, all []string) *peer.GroupPushed {
 	}
 	jobs := make([]route.Job, len(members))
 	g := route.NewGroup(len(jobs))
+	g.Window = semaphore.NewWeighted(groupWindow)
 	for i, user := range members {
 		j := &jobs[i]
 		j.Group = g
 		j.Call = peer.Call{Op: peer.OpPush, User: user, ID: n.ids.Next(), JSON: c.JSON, Body: c.Body, Durable: c.Durable,
 			TTL: time.Duration(c.TTLMS) * time.Millisecond, Key: c.Key}
+		j.Weight = max(len(c.Body), groupWeight)
+		if err := g.Window.Acquire(n.ctx, int64(j.Weight)); err != nil {
+			j.Weight, j.Problem = 0, drainingProblem()
+			g.One(0)
+			continue
+		}
 		n.router.Send(n.ctx, j)
 	}
 	<-g.Done
@@ -126,6 +141,8 @@ func (n *Node) replyGroup(in *peer.In, cur *ring.Ring) {
 		in.Reply(peer.Reply{Body: b})
 	case errors.Is(err, inbox.ErrGroupFull):
 		in.Reply(peer.Reply{Status: peer.StatusKeyReused, Body: []byte(wire.CodeTooLarge)})
+	case errors.Is(err, inbox.ErrReading):
+		in.Reply(peer.Reply{Status: peer.StatusStore, Body: []byte(peer.GroupReading)})
 	case errors.As(err, &bad):
 		in.Reply(peer.Reply{Status: peer.StatusBad})
 	default:

@@ -105,7 +105,7 @@ func (h *hub) add(s *session, cfg *Config, elsewhere []wire.Session) ([]victim, 
 			}
 		}
 	}
-	first := len(rivals) == 0
+	first := len(rivals) == 0 && len(u.sessions) == 0
 	rivals = slices.DeleteFunc(rivals, gone)
 	if over := len(rivals) + 1 - cfg.MaxSessionsPerUser; over > 0 && !gone(self) {
 		if cfg.SessionPolicy == "newest" && !s.moved {
@@ -144,7 +144,7 @@ func (h *hub) add(s *session, cfg *Config, elsewhere []wire.Session) ([]victim, 
 	s.owner = u
 	sh.users[s.user] = u
 	h.sessions.Add(1)
-	h.presence.arrived(s.user, first, s.moved)
+	h.presence.arrived(s.user, first, s.moved && !s.stray)
 	return out, nil
 }
 

@@ -219,7 +219,7 @@ func TestHubModel(t *testing.T) {
 func TestKickedSessionsForget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var k kickedSessions
-		has := func(id string) bool { return k.has(&session{id: id}) }
+		has := func(id string) bool { return k.has(&session{id: id, moved: true}) }
 		k.sweep(time.Now())
 		if has("a") {
 			t.Error("kicked before any was")
@@ -276,4 +276,23 @@ func TestKickOfMovingUser(t *testing.T) {
 			t.Errorf("%v are kept", k.users)
 		}
 	})
+}
+
+// However often a user was kicked, a revocation counts.
+func TestRevocationAmongKicks(t *testing.T) {
+	var k kickedSessions
+	before := time.Now().Add(-time.Minute)
+	for range 2 * maxKicks {
+		k.addUser("alice", peer.Kick{Device: "x"})
+	}
+	k.addUser("alice", peer.Kick{Revoke: true})
+	for range 2 * maxKicks {
+		k.addUser("alice", peer.Kick{Device: "y"})
+	}
+	if !k.has(&session{user: "alice", device: "z", issued: before}) {
+		t.Error("a ticket of before is good")
+	}
+	if !k.has(&session{moved: true, user: "alice", device: "y", connectedAt: before}) || len(k.users["alice"]) != maxKicks {
+		t.Error("the newest kick is forgotten, or all are kept")
+	}
 }

@@ -344,6 +344,8 @@ type kickedSessions struct {
 	mu    sync.Mutex
 	until map[string]time.Time
 	users map[string][]kickedUser // what was kicked here, wherever it is now
+	// revoked is since when tickets of users must have been issued.
+	revoked map[string]time.Time
 }
 
 // kickedUser is a kick for those sessions that began before it.
@@ -369,8 +371,13 @@ func (k *kickedSessions) addUser(user string, kick peer.Kick) {
 	if k.users == nil {
 		k.users = map[string][]kickedUser{}
 	}
-	if l := k.users[user]; len(l) < maxKicks {
-		k.users[user] = append(l, kickedUser{kick, time.Now()})
+	l := append(k.users[user], kickedUser{kick, time.Now()})
+	k.users[user] = l[max(0, len(l)-maxKicks):]
+	if kick.Revoke {
+		if k.revoked == nil {
+			k.revoked = map[string]time.Time{}
+		}
+		k.revoked[user] = time.Now()
 	}
 }
 
@@ -385,10 +392,11 @@ const maxKicks = 100
 func (k *kickedSessions) has(s *session) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if !s.moved {
+		at, ok := k.revoked[s.user]
+		return ok && s.issued.Before(at.Add(revokeSlack))
+	}
 	return time.Now().Before(k.until[s.id]) || slices.ContainsFunc(k.users[s.user], func(u kickedUser) bool {
-		if !s.moved {
-			return u.Revoke && s.issued.Before(u.at.Add(revokeSlack))
-		}
 		return (u.Device == "" || u.Device == s.device) && (u.Session == "" || u.Session == s.id) && s.connectedAt.Before(u.at)
 	})
 }
@@ -398,5 +406,6 @@ func (k *kickedSessions) sweep(now time.Time) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	maps.DeleteFunc(k.until, func(_ string, t time.Time) bool { return !now.Before(t) })
+	maps.DeleteFunc(k.revoked, func(_ string, t time.Time) bool { return now.Sub(t) > kickedFor })
 	maps.DeleteFunc(k.users, func(_ string, l []kickedUser) bool { return now.Sub(l[len(l)-1].at) > kickedFor })
 }

@@ -24,9 +24,9 @@ import (
 // finds the new owner having it. A node that does not own a missing user any more leaves
 // the rest to the owner, who waits for the grace again.
 //
-// Events are told once by each node that saw the change, in order for each user. They
-// are lost when NATS is away, and a killed node says nothing of its users: a locator
-// then says that the node is lost, and services ask who is still there.
+// Events are told once by each node that saw the change, in order for each user; while
+// NATS is away they wait. A killed node says nothing of its users: a locator then says
+// that the node is lost, and services ask who is still there.
 type presence struct {
 	grace time.Duration
 	wake  chan struct{} // events wait
@@ -111,13 +111,17 @@ func (n *Node) sayPresence(ctx context.Context) {
 		case <-n.presenceOf.wake:
 			n.publishPresence()
 		case now := <-t.C:
-			n.decide(n.presenceOf.due(now, false))
+			n.decide(n.presenceOf.due(now, false), false)
+			n.publishPresence()
 		}
 	}
 }
 
 func (n *Node) publishPresence() {
 	p := n.presenceOf
+	if !n.nats.Up() { // they wait
+		return
+	}
 	p.mu.Lock()
 	events := p.events
 	p.events = nil
@@ -132,8 +136,9 @@ func (n *Node) publishPresence() {
 	}
 }
 
-// decide finds out what became of users who are missing here.
-func (n *Node) decide(users []string) {
+// decide finds out what became of users who are missing here. ending: nobody here will
+// find out later.
+func (n *Node) decide(users []string, ending bool) {
 	cur := n.rings.Current()
 	elsewhere := map[*ring.Node][]string{}
 	var mine []string
@@ -142,6 +147,8 @@ func (n *Node) decide(users []string) {
 			mine = append(mine, u)
 		} else if o, ok := cur.Owner(u); ok {
 			elsewhere[o] = append(elsewhere[o], u)
+		} else { // no node is left
+			n.sayOffline(u)
 		}
 	}
 	for list := range slices.Chunk(mine, maxMissing) {
@@ -150,18 +157,20 @@ func (n *Node) decide(users []string) {
 			n.log.Error("it is not known who is missing", "event", "presence_unknown", "error", err)
 			continue
 		}
+		unknown := map[string]bool{}
 		for _, u := range out.Misdirected { // a former owner does not answer, or the ring is another one
+			unknown[u] = true
 			n.presenceOf.watch(u)
 		}
 		for _, u := range list {
-			if len(out.Sessions[u]) == 0 && !slices.Contains(out.Misdirected, u) {
+			if len(out.Sessions[u]) == 0 && !unknown[u] {
 				n.sayOffline(u)
 			}
 		}
 	}
 	for o, all := range elsewhere {
 		for list := range slices.Chunk(all, maxMissing) {
-			n.handMissing(o, list, cur)
+			n.handMissing(o, list, cur, ending)
 		}
 	}
 }
@@ -179,14 +188,19 @@ func (n *Node) sayOffline(user string) {
 }
 
 // handMissing leaves missing users to the node that owns them now.
-func (n *Node) handMissing(o *ring.Node, users []string, cur *ring.Ring) {
+func (n *Node) handMissing(o *ring.Node, users []string, cur *ring.Ring, ending bool) {
 	body, err := json.Marshal(users)
 	if err != nil {
 		panic(err) // strings always have an encoding
 	}
 	r, err := n.ask(n.ctx, o, &peer.Call{Op: peer.OpMissing, Ring: cur.Ref(), JSON: true, Body: body})
-	if err != nil || r.Status != peer.StatusOK { // by the next time somebody else may own them
-		for _, u := range users {
+	if err == nil && r.Status == peer.StatusOK {
+		return
+	}
+	for _, u := range users {
+		if ending {
+			n.sayOffline(u)
+		} else { // by the next time somebody else may own them
 			n.presenceOf.watch(u)
 		}
 	}

@@ -51,6 +51,7 @@ type session struct {
 	place        // in the log
 
 	moved  bool // it came from another connection, by a move
+	stray  bool // from a node that was taken for lost
 	doomed int  // the close code with which it ends as soon as it has opened
 
 	old     atomic.Bool            // the session goes on over a newer connection; this one is about to be left

@@ -241,7 +241,7 @@ func (n *Node) Run(ctx context.Context) error {
 	n.stored.positions.Flush(flush)
 	flushed()
 	if n.draining.Load() {
-		n.decide(n.presenceOf.due(time.Now(), true))
+		n.decide(n.presenceOf.due(time.Now(), true), true)
 		n.publishPresence()
 		n.lookSoon() // the last report ends the handoff
 		n.awaitReport(run)

@@ -154,8 +154,11 @@ func (r *Revocations) read(ctx context.Context) error {
 	defer func() { _ = w.Stop() }()
 	for {
 		select {
-		case e := <-w.Updates():
-			if e == nil { // these were all
+		case e, open := <-w.Updates():
+			switch {
+			case !open:
+				return errors.New("the reading of revocations was interrupted")
+			case e == nil: // these were all
 				return nil
 			}
 			r.note(e.Key(), string(e.Value()))

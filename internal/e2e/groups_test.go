@@ -190,3 +190,24 @@ func TestLargeGroup(t *testing.T) {
 		t.Errorf("%d failed, such as %+v", r.FailedCount, r.Failed[0])
 	}
 }
+
+// Large messages to many members wait for each other, and all are accepted.
+func TestGroupOfLargeMessages(t *testing.T) {
+	l := startLocator(t)
+	startNode(t, "ws-1", l.nats)
+	l.waitMembers(t, "ws-1")
+	var add []string
+	for i := range 2000 {
+		add = append(add, fmt.Sprintf("u%04d", i))
+	}
+	body, err := json.Marshal(map[string]any{"add": add})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.api(t, "POST", "/v1/groups/g/members", string(body), 204, nil)
+	var r wire.GroupPushResult
+	l.api(t, "POST", "/v1/push?group=g&durable=false", `"`+strings.Repeat("x", 65_000)+`"`, 200, &r)
+	if r.Members != 2000 || r.FailedCount != 0 {
+		t.Errorf("%d of %d failed, such as %+v", r.FailedCount, r.Members, r.Failed[:min(1, len(r.Failed))])
+	}
+}

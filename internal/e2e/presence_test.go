@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"syscall"
 	"testing"
 	"time"
 
@@ -130,4 +131,40 @@ func TestPresenceOfThoseLeftBehind(t *testing.T) {
 		delete(want, e.User)
 	}
 	await(t, "ws-1 ends", first.done)
+}
+
+// A node that was stopped is lost; when it goes on, those whom it still holds move, and
+// are said to be online. The last node of all says offline itself.
+func TestPresenceOfStoppedAndOfLastNode(t *testing.T) {
+	l := startLocator(t)
+	first := startNode(t, "ws-1", l.nats, "DIALRING_PRESENCE_GRACE=1s")
+	second := startNode(t, "ws-2", l.nats, "DIALRING_PRESENCE_GRACE=1s")
+	l.waitMembers(t, "ws-1", "ws-2")
+	events := presenceEvents(t, l.nats)
+	user := userOf(t, l, "ws-1")
+	e := dialEar(t, l, user, "d")
+	wantEvent(t, events, "online", user, "ws-1")
+	if err := first.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	l.waitMembers(t, "ws-2")
+	wantEvent(t, events, "node_lost", "", "ws-1")
+	if err := first.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	moved := e.follows(t, e.told(t))
+	wantEvent(t, events, "online", user, "ws-2")
+	e.leave(t)
+	first.kill()
+	l.waitMembers(t, "ws-2")
+	if code := second.term(t); code != 0 {
+		t.Errorf("the last node ended with %d", code)
+	}
+	for {
+		ev := await(t, "offline", events)
+		if ev.Event == "offline" && ev.User == user {
+			break
+		}
+	}
+	moved.closes(t, 4202)
 }

@@ -179,16 +179,18 @@ func (g *Groups) Change(ctx context.Context, group string, add, remove []string)
 		e.mu.Lock()
 		err := e.read(ctx, g.Store, group)
 		n := len(e.members)
+		added := map[string]struct{}{}
 		for _, u := range add {
 			if _, in := e.members[u]; !in {
-				n++
+				added[u] = struct{}{}
 			}
 		}
 		e.mu.Unlock()
+		g.sized(e, n)
 		if err != nil {
 			return err
 		}
-		if n > MaxMembers {
+		if n+len(added) > MaxMembers {
 			return ErrGroupFull
 		}
 	}
@@ -228,6 +230,11 @@ func (g *Groups) sized(e *Group, n int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	e.size = n + 100 // a group itself costs something
+	for name, o := range g.groups {
+		if o != e && time.Since(o.used) > removedFor/2 {
+			delete(g.groups, name)
+		}
+	}
 	for {
 		sum, oldest := 0, ""
 		for name, o := range g.groups {
@@ -243,31 +250,41 @@ func (g *Groups) sized(e *Group, n int) {
 	}
 }
 
-// read takes what was changed since.
+// ErrReading means that a group is read, and not read to its end yet: the next call goes
+// on.
+var ErrReading = errors.New("the members of the group are still being read")
+
+// read takes what was changed since. Its end is where the store has nothing newer: a
+// change of a member who was not read yet moves that behind the end that there was.
 func (e *Group) read(ctx context.Context, s GroupStore, group string) error {
-	last, err := s.LastChange(ctx, group)
-	if err != nil {
-		return err
-	}
-	if last < e.pos { // the store lost data, or the newest change was a removal whose time is over
-		e.pos, e.members, e.sorted = 0, map[string]struct{}{}, nil
-	}
-	for e.pos < last {
-		l, err := s.Changes(ctx, group, e.pos+1)
-		if err != nil {
+	for began := e.pos; ; {
+		last, err := s.LastChange(ctx, group)
+		if err == nil && last == e.pos {
+			return nil
+		}
+		if err == nil && last < e.pos { // the store lost data, or the newest change was a removal whose time is over
+			e.pos, e.members, e.sorted = 0, map[string]struct{}{}, nil
+		}
+		for err == nil && e.pos < last {
+			var l []GroupChange
+			l, err = s.Changes(ctx, group, e.pos+1)
+			for _, c := range l {
+				if e.pos = c.Pos; c.Member {
+					e.members[c.User] = struct{}{}
+				} else {
+					delete(e.members, c.User)
+				}
+				e.sorted = nil
+			}
+			if err == nil && len(l) == 0 && !sleep(ctx, pause) { // a server that is behind
+				err = ctx.Err()
+			}
+		}
+		switch {
+		case err != nil && e.pos > began:
+			return errors.Join(ErrReading, err)
+		case err != nil:
 			return err
 		}
-		for _, c := range l {
-			if e.pos = c.Pos; c.Member {
-				e.members[c.User] = struct{}{}
-			} else {
-				delete(e.members, c.User)
-			}
-			e.sorted = nil
-		}
-		if len(l) == 0 && !sleep(ctx, pause) { // a server that is behind
-			return ctx.Err()
-		}
 	}
-	return nil
 }

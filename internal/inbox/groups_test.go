@@ -194,3 +194,86 @@ func TestGroupsInJetStream(t *testing.T) {
 		}
 	}
 }
+
+// A member who was not read yet is added again while the group is read: the change moves
+// behind the end that the reader saw, and is read all the same.
+func TestGroupChangedWhileItIsRead(t *testing.T) {
+	s := &changes{}
+	if err := s.Change(t.Context(), "g", []string{"u1", "u2", "u3", "u4"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	again := true
+	g := &Groups{Store: duringRead{s, func() {
+		if again {
+			again = false
+			_ = s.Change(t.Context(), "g", []string{"u3"}, nil)
+		}
+	}}}
+	wantMembers(t, g, "u1", "u2", "u3", "u4")
+}
+
+type duringRead struct {
+	*changes
+	f func()
+}
+
+func (d duringRead) Changes(ctx context.Context, group string, pos uint64) ([]GroupChange, error) {
+	defer d.f()
+	return d.changes.Changes(ctx, group, pos)
+}
+
+// A group that is not read to its end in time says so, and the next call goes on.
+func TestGroupReadInParts(t *testing.T) {
+	s := &changes{}
+	if err := s.Change(t.Context(), "g", []string{"u1", "u2", "u3", "u4", "u5"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	fails := errors.New("it took too long")
+	g := &Groups{Store: failing{s, ctx, fails}}
+	s.mu.Lock()
+	s.reads = 0
+	s.mu.Unlock()
+	if _, err := g.Members(t.Context(), "g"); !errors.Is(err, ErrReading) || !errors.Is(err, fails) {
+		t.Errorf("the first call: %v", err)
+	}
+	cancel()
+	wantMembers(t, g, "u1", "u2", "u3", "u4", "u5")
+	if s.reads > 4 {
+		t.Errorf("%d reads: it began anew", s.reads)
+	}
+}
+
+// failing fails from its second read on, until ctx ends.
+type failing struct {
+	*changes
+	ctx context.Context
+	err error
+}
+
+func (f failing) Changes(ctx context.Context, group string, pos uint64) ([]GroupChange, error) {
+	if pos > 1 && f.ctx.Err() == nil {
+		return nil, f.err
+	}
+	return f.changes.Changes(ctx, group, pos)
+}
+
+// Groups that are only changed count, too.
+func TestGroupsOnlyChanged(t *testing.T) {
+	s := &changes{}
+	g := &Groups{Store: s}
+	if err := g.Change(t.Context(), "g", []string{"u1"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if g.groups["g"].size == 0 {
+		t.Error("it counts for nothing")
+	}
+	old := g.groups["g"]
+	old.used = time.Now().Add(-removedFor)
+	if err := g.Change(t.Context(), "h", []string{"u1"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if g.groups["g"] != nil {
+		t.Error("what was not used for long is remembered")
+	}
+}
