@@ -82,6 +82,11 @@ func (n *Node) op(in *peer.In, from string, cur *ring.Ring) {
 		default:
 			err = errors.New("unknown")
 		}
+		if errors.Is(err, errMoved) {
+			n.metrics.misdirected.Inc()
+			in.Reply(peer.Reply{Status: peer.StatusMisdirected})
+			return
+		}
 		if errors.Is(err, errFormer) {
 			in.Reply(peer.Reply{Status: peer.StatusUnreached})
 			return
@@ -134,8 +139,15 @@ func (n *Node) userOf(ctx context.Context, user string, cur *ring.Ring, former [
 			u.Sessions = append(u.Sessions, there)
 		}
 	}
+	if err == nil && !forwarded && !n.ownsUser(nil, user, n.rings.Current()) {
+		err = errMoved
+	}
 	return u, err
 }
+
+// errMoved: the ring took the user away while the sessions were looked for, so that some
+// may have gone before the look.
+var errMoved = errors.New("another node owns the user by now")
 
 // errFormer: a former owner that may still hold sessions did not answer.
 var errFormer = errors.New("a former owner of the user does not answer")
@@ -285,6 +297,18 @@ func (n *Node) presenceNow(users []string, forwarded bool, cur *ring.Ring) (*pre
 		for _, s := range here {
 			add(u, s.id)
 		}
+	}
+	if now := n.rings.Current(); !forwarded && now != cur {
+		// The ring has changed since these users were found to be this node's: who was
+		// told to move may have gone before the look. The new owner finds them.
+		for _, u := range mine {
+			if !n.ownsUser(nil, u, now) {
+				delete(out.Sessions, u)
+				out.Misdirected = append(out.Misdirected, u)
+			}
+		}
+		slices.Sort(out.Misdirected)
+		out.Misdirected = slices.Compact(out.Misdirected)
 	}
 	return out, nil
 }
