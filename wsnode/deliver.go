@@ -70,6 +70,9 @@ func (n *Node) push(in *peer.In, cur *ring.Ring, stamp string) {
 		return
 	}
 	u, sessions := n.hub.find(in.User)
+	// The ring of now, behind the look: sessions that a newer one has moved away are
+	// missing in it, and the push must follow them.
+	cur = n.rings.Current()
 	if !n.owns(u, in.User, cur) {
 		n.metrics.misdirected.Inc()
 		in.Reply(peer.Reply{Status: peer.StatusMisdirected})
