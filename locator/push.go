@@ -29,11 +29,11 @@ const (
 
 // callWindow is how many bytes of one call are on their way to nodes at a time: a call
 // may have 10,000 times the largest message. A small message counts as much as
-// leastWeight, so that some 2,000 are: of 10,000 at once the last ones would wait longer
+// leastWeight, so that some 4,000 are: of 10,000 at once the last ones would wait longer
 // than a node waits for a store that takes a few thousand a second.
 const (
 	callWindow  = 8 << 20
-	leastWeight = 4 << 10
+	leastWeight = 2 << 10
 )
 
 // pushQuery is the query of a push.

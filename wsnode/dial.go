@@ -158,6 +158,12 @@ func (n *Node) admit(r *http.Request) (*wire.Problem, *session) {
 		switch v.s {
 		case nil:
 			n.kickFormer(former, t.User, peer.Kick{Session: v.id, Code: v.code}, cur)
+			_, here := n.hub.find([]byte(t.User))
+			for _, o := range here { // it may just have arrived from there
+				if o.id == v.id {
+					o.closeFor(v.code)
+				}
+			}
 		case s:
 			s.doomed = v.code
 		default:

@@ -228,6 +228,9 @@ func (n *Node) kick(user string, body []byte, cur *ring.Ring, former []*ring.Nod
 			add(s.id)
 		}
 	}
+	if missing == nil && !forwarded && !n.ownsUser(nil, user, n.rings.Current()) {
+		missing = errMoved // the new owner has to know of the kick
+	}
 	return ids, missing
 }
 
