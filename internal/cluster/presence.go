@@ -18,8 +18,7 @@ const (
 
 const subjectPresence = "presence"
 
-// PresenceEvent is one event, as JSON. Events of a user may come twice, from two nodes;
-// they are lost while NATS is away.
+// PresenceEvent is one event, as JSON. Events of a user may come twice, from two nodes.
 type PresenceEvent struct {
 	Event string    `json:"event"`
 	User  string    `json:"user,omitempty"`
