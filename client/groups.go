@@ -84,19 +84,9 @@ func (p *Pusher) PushGroup(ctx context.Context, group string, data any, opts ...
 	if o.wait > 0 || o.query.Has("device") {
 		return GroupReceipt{}, errors.New("dialring: WaitAck and ToDevice do not go with a group")
 	}
-	if o.key != "" && o.ephemeral() {
-		return GroupReceipt{}, errors.New("dialring: an IdempotencyKey is of a stored push; leave it out, or Ephemeral")
-	}
-	body, contentType, err := payload(data)
+	body, h, err := o.request(data)
 	if err != nil {
 		return GroupReceipt{}, err
-	}
-	h := http.Header{"Content-Type": {contentType}}
-	if !o.ephemeral() {
-		if o.key == "" {
-			o.key = randomKey()
-		}
-		h.Set("Idempotency-Key", o.key)
 	}
 	o.query.Set("group", group)
 	var r wire.GroupPushResult

@@ -124,6 +124,25 @@ func options(opts []PushOption) *pushOptions {
 	return o
 }
 
+// request is what goes out for a push of data: a stored one has a key.
+func (o *pushOptions) request(data any) (body []byte, h http.Header, err error) {
+	if o.key != "" && o.ephemeral() {
+		return nil, nil, errors.New("dialring: an IdempotencyKey is of a stored push; leave it out, or Ephemeral and ToDevice")
+	}
+	body, contentType, err := payload(data)
+	if err != nil {
+		return nil, nil, err
+	}
+	h = http.Header{"Content-Type": {contentType}}
+	if !o.ephemeral() {
+		if o.key == "" {
+			o.key = randomKey()
+		}
+		h.Set("Idempotency-Key", o.key)
+	}
+	return body, h, nil
+}
+
 func (o *pushOptions) ephemeral() bool { return o.query.Get("durable") == "false" }
 
 // Push sends data to a user: []byte as bytes, a json.RawMessage as the JSON that
@@ -134,19 +153,9 @@ func (p *Pusher) Push(ctx context.Context, user string, data any, opts ...PushOp
 	if err := wire.CheckUser(user); err != nil {
 		return Receipt{}, fmt.Errorf("dialring: %w", err)
 	}
-	if o.key != "" && o.ephemeral() {
-		return Receipt{}, errors.New("dialring: an IdempotencyKey is of a stored push; leave it out, or Ephemeral and ToDevice")
-	}
-	body, contentType, err := payload(data)
+	body, h, err := o.request(data)
 	if err != nil {
 		return Receipt{}, err
-	}
-	h := http.Header{"Content-Type": {contentType}}
-	if !o.ephemeral() {
-		if o.key == "" {
-			o.key = randomKey()
-		}
-		h.Set("Idempotency-Key", o.key)
 	}
 	var r wire.PushResult
 	err = p.post(ctx, "/v1/push/"+url.PathEscape(user)+query(o.query), h, body, o, &r)
@@ -268,7 +277,7 @@ func (p *Pusher) call(ctx context.Context, body []byte, o *pushOptions) ([]Resul
 	var r struct {
 		Results []manyResult `json:"results"`
 	}
-	if err := p.post(ctx, "/v1/push"+query(o.query), http.Header{"Content-Type": {"application/json"}}, body, o, &r); err != nil {
+	if err := p.post(ctx, "/v1/push"+query(o.query), jsonHeader(), body, o, &r); err != nil {
 		return nil, err
 	}
 	out := make([]Result, len(r.Results))
@@ -308,7 +317,7 @@ func (p *Pusher) Broadcast(ctx context.Context, data any) (BroadcastResult, erro
 	}
 	body := append(append([]byte(`{"data":`), raw...), '}')
 	var r wire.BroadcastResult
-	err = p.post(ctx, "/v1/broadcast", http.Header{"Content-Type": {"application/json"}}, body, options([]PushOption{Ephemeral()}), &r)
+	err = p.post(ctx, "/v1/broadcast", jsonHeader(), body, options([]PushOption{Ephemeral()}), &r)
 	return BroadcastResult(r), err
 }
 

@@ -9,7 +9,6 @@ import (
 
 	"github.com/labstack/echo/v4"
 
-	"github.com/dialring/dialring/internal/httpd"
 	"github.com/dialring/dialring/internal/peer"
 	"github.com/dialring/dialring/internal/wire"
 )
@@ -42,11 +41,11 @@ func (l *Locator) groupCall(op peer.Op, group string, repeatable bool, in, out a
 			return wire.NewProblem(http.StatusServiceUnavailable, wire.CodeOwnerUnreachable, "the node that owns the group cannot be reached; try again")
 		case p != nil:
 			return p
-		case j.Reply.Status == peer.StatusKeyReused:
-			return wire.NewProblem(http.StatusUnprocessableEntity, wire.CodeTooLarge, "a group has at most %d members", maxMembers)
-		case j.Reply.Status == peer.StatusStore && string(j.Reply.Body) == peer.GroupReading && time.Now().Before(end) && l.front.Err() == nil:
+		case j.Reply.Status == peer.StatusFull:
+			return wire.NewProblem(http.StatusUnprocessableEntity, wire.CodeTooLarge, "a group has at most %d members", wire.MaxMembers)
+		case j.Reply.Status == peer.StatusReading && time.Now().Before(end) && l.front.Err() == nil:
 			continue
-		case j.Reply.Status == peer.StatusStore:
+		case j.Reply.Status == peer.StatusStore || j.Reply.Status == peer.StatusReading:
 			return wire.NewProblem(http.StatusServiceUnavailable, wire.CodeStoreUnavailable, "node %s cannot read or change the group (%s); try again", j.Owner.ID, j.Reply.Body)
 		case j.Reply.Status != peer.StatusOK:
 			return unreachable(j.Owner.ID)
@@ -57,8 +56,6 @@ func (l *Locator) groupCall(op peer.Op, group string, repeatable bool, in, out a
 		return nil
 	}
 }
-
-const maxMembers = 1_000_000
 
 // groups answers what is under /v1/groups/: a group, its members, one member.
 func (l *Locator) groups(c echo.Context) error {
@@ -157,9 +154,9 @@ func (l *Locator) changeMembers(c echo.Context, group string) error {
 	case n > wire.MaxUsersPerCall:
 		return badRequest("the call names %d users; at most %d are allowed", n, wire.MaxUsersPerCall)
 	}
-	halves := halfEscapes(body)
+	halves := wire.HalfEscapes(body)
 	check := func(u string) error {
-		if brokenID(u, halves) {
+		if wire.BrokenID(u, halves) {
 			return errors.New("a user id has an escape that is no character")
 		}
 		return wire.CheckUser(u)
@@ -195,20 +192,11 @@ func (l *Locator) pushGroup(c echo.Context, q pushQuery) error {
 	if p := checkKey(keys); p != nil {
 		return p
 	}
-	body, p := httpd.ReadBody(r, l.cfg.MaxMessageBytes)
-	if p != nil {
-		return p
-	}
-	isJSON, p := isJSONBody(r)
+	body, isJSON, p := l.readPayload(r)
 	if p != nil {
 		return p
 	}
 	push := peer.GroupPush{Group: q.group, Limit: groupPart, Durable: q.durable, TTLMS: q.ttl.Milliseconds(), JSON: isJSON, Body: body}
-	if isJSON {
-		if err := wire.CheckJSON(body); err != nil {
-			return badRequest("the body: %v", err)
-		}
-	}
 	if push.Key = r.Header.Get("Idempotency-Key"); push.Key == "" && q.durable {
 		push.Key = "group:" + l.ids.Next() // a part that is asked for twice must not come twice
 	}

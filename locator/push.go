@@ -1,7 +1,6 @@
 package locator
 
 import (
-	"bytes"
 	"encoding/json"
 	"mime"
 	"net/http"
@@ -10,7 +9,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode/utf8"
 
 	"github.com/labstack/echo/v4"
 	"golang.org/x/sync/semaphore"
@@ -65,18 +63,9 @@ func (l *Locator) pushOne(c echo.Context) error {
 	if p := checkKey(r.Header.Values("Idempotency-Key")); p != nil {
 		return p
 	}
-	body, p := httpd.ReadBody(r, l.cfg.MaxMessageBytes)
+	body, isJSON, p := l.readPayload(r)
 	if p != nil {
 		return p
-	}
-	isJSON, p := isJSONBody(r)
-	if p != nil {
-		return p
-	}
-	if isJSON {
-		if err := wire.CheckJSON(body); err != nil {
-			return badRequest("the body: %v", err)
-		}
 	}
 	j := &job{Job: route.Job{Call: peer.Call{Op: peer.OpPush, User: user, Device: q.device, ID: l.ids.Next(), JSON: isJSON, Body: body,
 		Durable: q.durable, TTL: q.ttl, Key: r.Header.Get("Idempotency-Key")}, Group: route.NewGroup(1)}}
@@ -108,6 +97,23 @@ func (l *Locator) result(j *job) (wire.PushResult, *wire.Problem) {
 	l.metrics.pushed.Inc()
 	res.Acked = j.acked
 	return res, nil
+}
+
+// readPayload reads the body of a push, which is the message, and tells whether it is
+// JSON.
+func (l *Locator) readPayload(r *http.Request) (body []byte, isJSON bool, p *wire.Problem) {
+	if body, p = httpd.ReadBody(r, l.cfg.MaxMessageBytes); p != nil {
+		return nil, false, p
+	}
+	if isJSON, p = isJSONBody(r); p != nil {
+		return nil, false, p
+	}
+	if isJSON {
+		if err := wire.CheckJSON(body); err != nil {
+			return nil, false, badRequest("the body: %v", err)
+		}
+	}
+	return body, isJSON, nil
 }
 
 // isJSONBody tells by the Content-Type whether the body is JSON; anything else
@@ -272,14 +278,14 @@ func (l *Locator) pushMany(c echo.Context) error {
 		}
 	}
 
-	halves := halfEscapes(body)
+	halves := wire.HalfEscapes(body)
 	jobs := make([]job, len(messages))
 	g := route.NewGroup(len(messages))
 	g.Window = semaphore.NewWeighted(callWindow)
 	for i, m := range messages {
 		j := &jobs[i]
 		j.Group = g
-		if j.Problem = l.checkMessage(m); j.Problem == nil && brokenID(m.User, halves) {
+		if j.Problem = l.checkMessage(m); j.Problem == nil && wire.BrokenID(m.User, halves) {
 			j.Problem = badRequest("the user id has an escape that is no character")
 		}
 		if j.Problem != nil {
@@ -322,15 +328,6 @@ func readJSONBody(r *http.Request, limit int) ([]byte, *wire.Problem) {
 	}
 	return body, p
 }
-
-// halfEscapes tells whether a JSON text may have an escaped half of a surrogate pair,
-// which is no character: encoding/json makes U+FFFD of it, and so another user's id.
-func halfEscapes(b []byte) bool {
-	return bytes.Contains(b, []byte(`\ud`)) || bytes.Contains(b, []byte(`\uD`))
-}
-
-// brokenID tells whether an id was made of one. halves: whether its text had any.
-func brokenID(id string, halves bool) bool { return halves && strings.ContainsRune(id, utf8.RuneError) }
 
 // messages lists the messages of both forms of the call.
 func (r *manyRequest) messages() ([]manyMessage, *wire.Problem) {

@@ -181,7 +181,7 @@ func (s *pushStream) push(b []byte, long bool) {
 	default:
 		m.user, m.ref = in.User, in.Ref
 		m.Problem = s.l.checkMessage(in.manyMessage)
-		if m.Problem == nil && brokenID(in.User, halfEscapes(b)) {
+		if m.Problem == nil && wire.BrokenID(in.User, wire.HalfEscapes(b)) {
 			m.Problem = badRequest("the user id has an escape that is no character")
 		}
 	}

@@ -157,12 +157,12 @@ func (l *Locator) presence(c echo.Context) error {
 	if len(req.Users) > wire.MaxUsersPerCall {
 		return badRequest("the call names %d users; at most %d are allowed", len(req.Users), wire.MaxUsersPerCall)
 	}
-	halves := halfEscapes(body)
+	halves := wire.HalfEscapes(body)
 	for _, u := range req.Users {
 		if err := wire.CheckUser(u); err != nil {
 			return badRequest("users: %v", err)
 		}
-		if brokenID(u, halves) {
+		if wire.BrokenID(u, halves) {
 			return badRequest("users: a user id has an escape that is no character")
 		}
 	}

@@ -49,7 +49,7 @@ func (n *Node) carryOut(b *peer.Batch, cur *ring.Ring) {
 			in := &b.Calls[i]
 			switch in.Op {
 			case peer.OpPush:
-				n.push(in, cur, stamp)
+				n.push(in, stamp)
 			case peer.OpBroadcast:
 				n.broadcast(in, stamp)
 			default:
@@ -60,7 +60,7 @@ func (n *Node) carryOut(b *peer.Batch, cur *ring.Ring) {
 }
 
 // push writes a message to the user's sessions.
-func (n *Node) push(in *peer.In, cur *ring.Ring, stamp string) {
+func (n *Node) push(in *peer.In, stamp string) {
 	switch {
 	case in.Forwarded && in.Stored:
 		n.storedHere(in)
@@ -72,7 +72,7 @@ func (n *Node) push(in *peer.In, cur *ring.Ring, stamp string) {
 	u, sessions := n.hub.find(in.User)
 	// The ring of now, behind the look: sessions that a newer one has moved away are
 	// missing in it, and the push must follow them.
-	cur = n.rings.Current()
+	cur := n.rings.Current()
 	if !n.owns(u, in.User, cur) {
 		n.metrics.misdirected.Inc()
 		in.Reply(peer.Reply{Status: peer.StatusMisdirected})

@@ -13,7 +13,6 @@ import (
 	"github.com/dialring/dialring/internal/peer"
 	"github.com/dialring/dialring/internal/ring"
 	"github.com/dialring/dialring/internal/route"
-	"github.com/dialring/dialring/internal/wire"
 )
 
 // A group is owned by a node of the ring like a user is. Its owner fans pushes out:
@@ -140,9 +139,9 @@ func (n *Node) replyGroup(in *peer.In, cur *ring.Ring) {
 		}
 		in.Reply(peer.Reply{Body: b})
 	case errors.Is(err, inbox.ErrGroupFull):
-		in.Reply(peer.Reply{Status: peer.StatusKeyReused, Body: []byte(wire.CodeTooLarge)})
+		in.Reply(peer.Reply{Status: peer.StatusFull})
 	case errors.Is(err, inbox.ErrReading):
-		in.Reply(peer.Reply{Status: peer.StatusStore, Body: []byte(peer.GroupReading)})
+		in.Reply(peer.Reply{Status: peer.StatusReading, Body: []byte(inbox.ErrReading.Error())})
 	case errors.As(err, &bad):
 		in.Reply(peer.Reply{Status: peer.StatusBad})
 	default:

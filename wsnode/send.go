@@ -1,16 +1,13 @@
 package wsnode
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
-	"unicode/utf8"
 
 	"github.com/lxzan/gws"
 	"golang.org/x/time/rate"
@@ -80,7 +77,7 @@ func (s *session) sent(b []byte, ref json.RawMessage) {
 	switch {
 	case err != nil:
 		m.refuse(wire.CodeInvalidRequest, err.Error())
-	case strings.ContainsRune(m.To, utf8.RuneError) && bytes.Contains(bytes.ToLower(b), []byte(`\ud`)):
+	case wire.BrokenID(m.To, wire.HalfEscapes(b)):
 		m.refuse(wire.CodeInvalidRequest, "to has an escape that is no character")
 	case m.To == "" && n.app == nil:
 		m.refuse(wire.CodeNoApplication, "no application receives what clients send in this cluster (DIALRING_APP of the nodes)")

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"sync"
@@ -84,10 +85,7 @@ func (c *Conn) makeAppStream(ctx context.Context, age time.Duration, replicas in
 		return nil
 	}
 	conf := jetstream.StreamConfig{Name: c.appStream(), Description: "dialring: what clients sent to the application", Subjects: []string{c.appKeptSubject()},
-		Storage: jetstream.FileStorage, MaxAge: age, Duplicates: min(appWindow, age), Replicas: replicas}
-	if replicas == 0 && c.nc.ConnectedClusterName() != "" {
-		conf.Replicas = 3
-	}
+		Storage: jetstream.FileStorage, MaxAge: age, Duplicates: min(appWindow, age), Replicas: cmp.Or(replicas, c.usualReplicas())}
 	_, err := c.js.CreateStream(ctx, conf)
 	if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // the operator's own settings of it stand
 		err = nil

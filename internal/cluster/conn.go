@@ -245,9 +245,7 @@ func (c *Conn) bucket(ctx context.Context, name string, create bool) (jetstream.
 		}
 		conf := buckets[name]
 		conf.Bucket, conf.Storage = full, jetstream.FileStorage
-		if c.nc.ConnectedClusterName() != "" {
-			conf.Replicas = 3
-		}
+		conf.Replicas = c.usualReplicas()
 		kv, err = c.js.CreateKeyValue(ctx, conf)
 		if errors.Is(err, jetstream.ErrBucketExists) { // another was faster
 			kv, err = c.js.KeyValue(ctx, full)
@@ -260,6 +258,14 @@ func (c *Conn) bucket(ctx context.Context, name string, create bool) (jetstream.
 	c.kvs[name] = kv
 	c.mu.Unlock()
 	return kv, nil
+}
+
+// usualReplicas is on how many servers something is kept if nobody says it.
+func (c *Conn) usualReplicas() int {
+	if c.nc.ConnectedClusterName() != "" {
+		return 3
+	}
+	return 1
 }
 
 // forget makes the next bucket call open it anew: after an error it may be

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/dialring/dialring/internal/wire"
 )
 
 // Groups of users, which services keep by name. A group is the messages below one
@@ -27,7 +29,7 @@ const (
 	// were not used for half of that are read anew.
 	removedFor = 24 * time.Hour
 	// MaxMembers of a group.
-	MaxMembers = 1_000_000
+	MaxMembers = wire.MaxMembers
 	// keptMembers bounds what a node remembers of all groups.
 	keptMembers = 2 * MaxMembers
 )
@@ -99,13 +101,7 @@ func (s *JetStream) LastChange(ctx context.Context, group string) (uint64, error
 	if err != nil {
 		return 0, err
 	}
-	req := fmt.Appendf(nil, `{"last_by_subj":%q}`, s.groupSubject(group, "*"))
-	var e Entry
-	if leaderOnly {
-		e, err = s.fromLeader(ctx, s.groups(), req)
-	} else {
-		e, err = s.direct(ctx, "$JS.API.DIRECT.GET."+s.groups(), req)
-	}
+	e, err := s.get(ctx, s.groups(), leaderOnly, fmt.Appendf(nil, `{"last_by_subj":%q}`, s.groupSubject(group, "*")))
 	if errors.Is(err, ErrNone) {
 		return 0, nil
 	}

@@ -245,16 +245,20 @@ func (s *JetStream) At(ctx context.Context, user string, pos uint64) (Entry, err
 	}
 	// The next of the user from there on: nobody reads another one's message.
 	req := fmt.Appendf(nil, `{"seq":%d,"next_by_subj":%q}`, pos, subject)
-	var e Entry
-	if leaderOnly {
-		e, err = s.fromLeader(ctx, s.stream(p), req)
-	} else {
-		e, err = s.direct(ctx, "$JS.API.DIRECT.GET."+s.stream(p), req)
-	}
+	e, err := s.get(ctx, s.stream(p), leaderOnly, req)
 	if err == nil && e.Pos != pos {
 		return Entry{}, ErrNone
 	}
 	return e, err
+}
+
+// get asks for one message: the leader of the stream if others may be behind it, else
+// any server.
+func (s *JetStream) get(ctx context.Context, stream string, leaderOnly bool, req []byte) (Entry, error) {
+	if leaderOnly {
+		return s.fromLeader(ctx, stream, req)
+	}
+	return s.direct(ctx, "$JS.API.DIRECT.GET."+stream, req)
 }
 
 // direct asks any server that has the stream for one message.

@@ -271,9 +271,7 @@ func (p *Positions) writeOne(ctx context.Context, e *position, c Cursor) error {
 			rev = r
 		}
 		rev, err := p.Store.SetPosition(ctx, e.key[0], e.key[1], c, rev)
-		p.mu.Lock()
-		e.rev, e.known = rev, err == nil
-		p.mu.Unlock()
+		p.stored(e, rev, err)
 		if !errors.Is(err, ErrConflict) {
 			return err
 		}

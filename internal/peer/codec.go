@@ -99,6 +99,8 @@ const (
 	StatusUnsure             // perhaps nobody had it: as above, and it did not answer
 	StatusBad                // the call is not one that the node understands or may carry out
 	StatusDuplicate          // stored before, by the same key; Body is the id of that message
+	StatusFull               // the group has as many members as it may have
+	StatusReading            // the members of the group are being read, and the next call goes on; Body says so
 	StatusKeyReused          // the key was used for another message
 	StatusStore              // the store did not take the message; Body says why
 )

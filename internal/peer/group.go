@@ -3,10 +3,6 @@ package peer
 // GroupKey is what the ring hashes for a group: no user's id.
 func GroupKey(group string) string { return "\x00group\x00" + group }
 
-// GroupReading is the body of a StatusStore: the group's members are being read, and the
-// next call goes on.
-const GroupReading = "the members of the group are still being read"
-
 // GroupChange is the body of an OpGroupChange.
 type GroupChange struct {
 	Group  string   `json:"group"`

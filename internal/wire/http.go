@@ -184,6 +184,9 @@ type GroupResponse struct {
 	Next    string   `json:"next,omitempty"` // for after, if there may be more
 }
 
+// MaxMembers is how many members a group has at most.
+const MaxMembers = 1_000_000
+
 // MaxGroupPush is how long a push to a group may take.
 const MaxGroupPush = 15 * time.Minute
 

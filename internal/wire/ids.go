@@ -4,6 +4,7 @@
 package wire
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/base32"
 	"errors"
@@ -125,6 +126,16 @@ func CheckCursor(c string) error {
 	}
 	return nil
 }
+
+// HalfEscapes tells whether a JSON text may have an escaped half of a surrogate pair,
+// which is no character: encoding/json makes U+FFFD of it, and so another user's id.
+func HalfEscapes(b []byte) bool {
+	return bytes.Contains(b, []byte(`\ud`)) || bytes.Contains(b, []byte(`\uD`))
+}
+
+// BrokenID tells whether an id was made of one. halves: what HalfEscapes says of the
+// text that it was read from.
+func BrokenID(id string, halves bool) bool { return halves && strings.ContainsRune(id, utf8.RuneError) }
 
 // PathIDs returns the parts of a path behind prefix, each decoded once.
 func PathIDs(u *url.URL, prefix string) ([]string, error) {
