@@ -22,7 +22,8 @@ type Config struct {
 	// is chosen at random; when it does not answer, the next one is asked.
 	Locators []string
 	// Token returns a user token (a JWT whose sub is the user id). It is called
-	// before each locate, so it can refresh. StaticToken makes one that does not.
+	// before each locate, so it can refresh. StaticToken makes one that does not. It is of one user:
+	// once a node has welcomed one, answers for another one are failed attempts.
 	Token func(ctx context.Context) (string, error)
 	// User connects without a token, which locators allow in development mode only.
 	User string
@@ -42,7 +43,8 @@ type Config struct {
 	// OnMessage gets each message, one after the other: stored ones in the order of
 	// Seq, each once, also over reconnects and moves. When it returns the message
 	// is acknowledged; a process that ends before gets it again when it comes back,
-	// and may get again what it handled in its last second. It may block: messages then wait, up to QueueSize,
+	// and may get again what it handled in its last second. It may end the Run that it
+	// belongs to: the message is acknowledged, those behind it are not. It may block: messages then wait, up to QueueSize,
 	// after that the connection is not read, and the node closes it in the end
 	// as too slow. ctx ends with the Run that it belongs to.
 	OnMessage func(ctx context.Context, m Message)
@@ -131,16 +133,19 @@ type Client struct {
 	running  bool
 	failed   map[string]time.Time // nodes that could not be reached, and when
 	refusals int                  // of the token, in a row
+	user     string               // of Config.User, or whom the first welcome named
 
 	place inboxPlace
 	acks  acker
 	sends sender
+	busy  chan struct{} // holds one while the handler is at work
 
 	// Run's own.
 	seen    seen
 	dropped []string // ids of stored messages that were received and not handled
 	attempt int
 	retry   wire.Retry
+	moves   pace
 }
 
 // New checks the settings. It does no I/O.
@@ -183,11 +188,11 @@ func New(cfg Config) (*Client, error) {
 		cfg.QueueSize = 256
 	}
 	if cfg.HTTP == nil {
-		cfg.HTTP = &http.Client{Timeout: 10 * time.Second}
+		cfg.HTTP = &http.Client{Timeout: 10 * time.Second, CheckRedirect: noRedirect}
 	}
-	c := &Client{cfg: cfg, recheck: recheckAfter, failed: map[string]time.Time{}, retry: wire.DefaultRetry}
+	c := &Client{cfg: cfg, recheck: recheckAfter, user: cfg.User, failed: map[string]time.Time{}, retry: wire.DefaultRetry, busy: make(chan struct{}, 1)}
 	c.place.since, c.acks.base = cfg.Since, cfg.Since
-	c.sends = sender{prefix: wire.RandomID(5) + "-", calls: map[string]*call{}}
+	c.sends = sender{prefix: wire.RandomID(5) + "-", repeat: repeatFor, calls: map[string]*call{}}
 	return c, nil
 }
 
@@ -204,7 +209,11 @@ func checkLocators(list []string) ([]string, error) {
 	for i, l := range list {
 		u, err := url.Parse(l)
 		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" {
-			return nil, fmt.Errorf("dialring: %q is no locator's URL; it must be like https://push.example.com", l)
+			_, shown, ok := strings.Cut(l, "@") // before that may be a password
+			if !ok {
+				shown = l
+			}
+			return nil, fmt.Errorf("dialring: %q is no locator's URL; it must be like https://push.example.com", shown)
 		}
 		out[i] = strings.TrimSuffix(l, "/")
 	}
@@ -254,16 +263,9 @@ func (c *Client) Run(ctx context.Context) error {
 	go func() {
 		defer close(handled)
 		for m := range queue {
-			switch {
-			case m.Seq > 0 && ctx.Err() != nil: // it comes again
-				if !m.seen {
-					c.dropped = append(c.dropped, m.ID)
-				}
-				continue
-			case !m.seen:
-				c.cfg.OnMessage(ctx, m.Message)
-			}
-			c.acks.handled(m.log, m.Cursor, len(queue) > 0)
+			c.busy <- struct{}{}
+			c.handle(ctx, m, queue)
+			<-c.busy
 		}
 	}()
 	c.resumeHandled()
@@ -274,6 +276,31 @@ func (c *Client) Run(ctx context.Context) error {
 	<-handled
 	c.tell(Event{State: Stopped, Err: err})
 	return err
+}
+
+// handle has a message handled, and acknowledges it: in the end, when the others are left
+// for the next Run, at once.
+func (c *Client) handle(ctx context.Context, m queued, queue <-chan queued) {
+	switch {
+	case m.Seq > 0 && ctx.Err() != nil: // it comes again
+		if !m.seen {
+			c.dropped = append(c.dropped, m.ID)
+		}
+		return
+	case !m.seen:
+		c.cfg.OnMessage(ctx, m.Message)
+	}
+	c.acks.handled(m.log, m.Cursor, len(queue) > 0 && ctx.Err() == nil)
+}
+
+// awaitHandler waits, before the client leaves, for the message that is being handled, so
+// that it can be acknowledged: a handler may end its Run with the message that it got.
+func (c *Client) awaitHandler() {
+	select {
+	case c.busy <- struct{}{}:
+		<-c.busy
+	case <-time.After(closeTimeout):
+	}
 }
 
 // resumeHandled sets a Run that follows another back to what was handled: what

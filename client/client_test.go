@@ -142,9 +142,9 @@ func TestSeenOnlyWhenHandedOn(t *testing.T) {
 	b := []byte(`{"type":"message","id":"m1","time":"2026-01-02T03:04:05Z","data":1}`)
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
-	(&receiver{c: c, ctx: ended, queue: make(chan queued)}).frame(ended, nil, b) // Run ends while the queue is full
-	queue := make(chan queued, 1)                                                // the next Run
-	(&receiver{c: c, ctx: t.Context(), queue: queue}).frame(t.Context(), nil, b)
+	(&receiver{c: c, ctx: ended, queue: make(chan queued)}).frame(ended, &conn{welcomed: true}, b) // Run ends while the queue is full
+	queue := make(chan queued, 1)                                                                  // the next Run
+	(&receiver{c: c, ctx: t.Context(), queue: queue}).frame(t.Context(), &conn{welcomed: true}, b)
 	if len(queue) != 1 {
 		t.Error("the message was dropped as a duplicate, but no handler ever had it")
 	}

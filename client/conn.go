@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -24,6 +25,7 @@ const (
 	dialTimeout  = 10 * time.Second
 	writeTimeout = 10 * time.Second
 	closeTimeout = time.Second
+	leaveTimeout = 10 * time.Second // how long what a node had sent before a goodbye may take on its way
 	pingSlack    = 5 * time.Second  // how late a ping of the node may be
 	usualPing    = 25 * time.Second // where a welcome does not tell the interval
 	// maxFrame bounds a frame: the largest message there can be, in base64.
@@ -35,11 +37,13 @@ const (
 type conn struct {
 	gws.BuiltinEventHandler
 	node   string
+	user   string // that its welcome has to name
 	ws     *gws.Conn
 	frames chan []byte // closed when the reader has ended
 
 	// run's own
 	welcomed bool
+	refused  bool // it welcomed another user
 	session  string
 	log      int  // that its messages are of
 	resuming bool // a resume was sent and not answered
@@ -54,6 +58,8 @@ type conn struct {
 	watch    *time.Timer   // ends the connection when nothing was heard for long
 	late     *time.Timer   // the node's ping is overdue
 	leaving  bool          // goodbye was said: nothing more is sent
+	leftBy   time.Time     // with leaving: then nothing more is read
+	blocked  time.Time     // since when a frame waits for the handler; zero: none does
 
 	overdue chan struct{} // tells receive that the node's ping is
 }
@@ -83,7 +89,8 @@ func (c *Client) dial(ctx context.Context, loc *wire.LocateResponse) (*conn, *en
 		q.Set("since", since)
 		addr.RawQuery = q.Encode()
 	}
-	k := &conn{node: loc.Node, frames: make(chan []byte), overdue: make(chan struct{}, 1)}
+	head := &headConn{Conn: nc, left: maxHead}
+	k := &conn{node: loc.Node, user: loc.User, frames: make(chan []byte), overdue: make(chan struct{}, 1)}
 	stop := context.AfterFunc(ctx, func() { _ = nc.Close() })
 	h := http.Header{}
 	h.Set("Sec-WebSocket-Protocol", wire.Subprotocol)
@@ -91,7 +98,7 @@ func (c *Client) dial(ctx context.Context, loc *wire.LocateResponse) (*conn, *en
 	ws, resp, err := gws.NewClientFromConn(k, &gws.ClientOption{
 		Addr: addr.String(), RequestHeader: h, HandshakeTimeout: dialTimeout,
 		CheckUtf8Enabled: true, ReadMaxPayloadSize: maxFrame, Logger: quiet{},
-	}, nc)
+	}, head)
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}
@@ -104,12 +111,30 @@ func (c *Client) dial(ctx context.Context, loc *wire.LocateResponse) (*conn, *en
 		}
 		return nil, fail(err)
 	}
-	k.ws = ws
+	k.ws, head.left = ws, math.MaxInt64 // frames have a bound of their own
 	// Until welcome says otherwise: as long as a dial may take.
 	k.watch = time.AfterFunc(dialTimeout, k.silent)
 	k.late = time.AfterFunc(maxWait, k.doubt)
 	go k.read()
 	return k, nil
+}
+
+// maxHead bounds a node's answer to a dial.
+const maxHead = 128 << 10
+
+// headConn ends a connection that has brought more than that.
+type headConn struct {
+	net.Conn
+	left int64
+}
+
+func (c *headConn) Read(b []byte) (int, error) {
+	if c.left <= 0 {
+		return 0, errors.New("the node's answer has too many bytes")
+	}
+	n, err := c.Conn.Read(b[:min(int64(len(b)), c.left)])
+	c.left -= int64(n)
+	return n, err
 }
 
 func (c *Client) connect(ctx context.Context, u *url.URL) (net.Conn, error) {
@@ -172,9 +197,16 @@ func (k *conn) OnMessage(_ *gws.Conn, m *gws.Message) {
 	}
 	// The handler is slow: until it takes the frame nothing is read, and that
 	// nothing is heard is not the node's fault.
+	k.mu.Lock()
+	k.blocked = time.Now()
 	k.watch.Stop()
 	k.late.Stop()
+	k.mu.Unlock()
 	k.frames <- b // whoever ends the connection takes what is left
+	k.mu.Lock()
+	k.leftBy = k.leftBy.Add(time.Since(k.blocked))
+	k.blocked = time.Time{}
+	k.mu.Unlock()
 	k.heard()
 }
 
@@ -229,12 +261,15 @@ func (k *conn) ended(code int, reason string, err error) {
 func (k *conn) heard() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if !k.blocked.IsZero() {
+		return // it is not read now
+	}
 	if k.leaving {
-		k.watch.Reset(closeTimeout)
+		k.watch.Reset(min(closeTimeout, time.Until(k.leftBy)))
 	} else if k.interval > 0 {
 		k.watch.Reset(2*k.interval + pingSlack)
 		if k.interval > pingSlack { // else the watch comes as soon
-			k.late.Reset(k.interval + pingSlack + rand.N(time.Second))
+			k.late.Reset(k.interval + pingSlack + rand.N(time.Second)) // #nosec G404 -- jitter
 		}
 	} else {
 		k.watch.Reset(dialTimeout) // welcome is still to come
@@ -243,20 +278,40 @@ func (k *conn) heard() {
 
 // leave says goodbye and reads on: what the node sent before it hears that still
 // comes, however slow the handler is. The connection ends when the node closes
-// it, or when nothing more came for a while.
+// it, when nothing more came for a while, or when it has been read for leaveTimeout:
+// a node may go on sending for ever.
 func (k *conn) leave() {
 	k.mu.Lock()
-	k.leaving = true
+	if !k.leaving {
+		k.leaving, k.leftBy = true, time.Now().Add(leaveTimeout)
+		if !k.blocked.IsZero() {
+			k.blocked = time.Now() // only what comes from now on counts
+		}
+	}
 	k.mu.Unlock()
-	_ = k.ws.NetConn().SetWriteDeadline(time.Now().Add(closeTimeout))
-	_, _ = k.ws.NetConn().Write(goodbye()) // gws would close the socket behind it
+	k.sayGoodbye()
 	k.heard()
+}
+
+// refuse leaves a node that the client did not mean, and reads nothing more of it. It
+// was reached: it is not reported.
+func (k *conn) refuse(err error) {
+	k.refused = true
+	k.ended(wire.CloseNormal, "", err)
+	k.sayGoodbye()
+	_ = k.ws.NetConn().Close()
+}
+
+// sayGoodbye writes goodbye by itself: gws would close the socket behind it.
+func (k *conn) sayGoodbye() {
+	_ = k.ws.NetConn().SetWriteDeadline(time.Now().Add(closeTimeout))
+	_, _ = k.ws.NetConn().Write(goodbye())
 }
 
 // goodbye is a close frame with 1000, masked as RFC 6455, 5.3, asks of clients.
 func goodbye() []byte {
 	var mask [4]byte
-	binary.BigEndian.PutUint32(mask[:], rand.Uint32())
+	binary.BigEndian.PutUint32(mask[:], rand.Uint32()) // #nosec G404 -- ChaCha8 with a seed of the system: a mask must not be predicted, and is no secret
 	return append(append([]byte{0x88, 0x82}, mask[:]...), wire.CloseNormal>>8^mask[0], wire.CloseNormal&0xff^mask[1])
 }
 

@@ -89,13 +89,23 @@ func (p *Pusher) PushGroup(ctx context.Context, group string, data any, opts ...
 		return GroupReceipt{}, err
 	}
 	o.query.Set("group", group)
-	var r wire.GroupPushResult
+	var r pushedGroup
 	err = p.do(ctx, http.MethodPost, "/v1/push"+query(o.query), h, body, groupTimeout, !o.ephemeral(), &r)
 	out := GroupReceipt{Members: r.Members, Stored: r.Stored, Delivered: r.Delivered, Failed: r.FailedCount}
 	for _, f := range r.Failed {
 		out.Failures = append(out.Failures, Result{User: f.User, Err: &APIError{Code: string(f.Error.Code), Detail: f.Error.Detail}})
 	}
 	return out, err
+}
+
+// pushedGroup is the answer to a push to a group.
+type pushedGroup struct{ wire.GroupPushResult }
+
+func (r *pushedGroup) check() error {
+	if r.Group == "" {
+		return errors.New("it does not say what became of the push")
+	}
+	return nil
 }
 
 // groupTimeout is what a push to a group may take longer than one to a user.

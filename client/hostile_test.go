@@ -2,14 +2,17 @@ package client
 
 import (
 	"bufio"
+	"context"
 	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/dialring/dialring/internal/wire"
@@ -204,5 +207,100 @@ func TestHostileHandshakes(t *testing.T) {
 			}
 			comesBack(t, f, r)
 		})
+	}
+}
+
+// Locators that answer what no locator does: the client tells, waits its back-off, and
+// asks again, and neither its waits nor its memory are theirs to set.
+func TestHostileLocators(t *testing.T) {
+	t.Parallel()
+	good := `{"user":"alice","device":"d","node":"ws-1","url":"URL","ticket":"t","dial_after_ms":0,"retry":{"base_ms":1,"max_ms":1}}`
+	edit := func(from, to string) string { return strings.Replace(good, from, to, 1) }
+	for name, x := range map[string]struct {
+		body string
+		good bool // it is taken all the same
+	}{
+		"nothing": {"", false}, "no JSON": {"<html>", false}, "null": {"null", false}, "an array": {"[]", false}, "half": {good[:40], false}, "deep": {strings.Repeat("[", 200_000), false},
+		"too much": {`{"x":"` + strings.Repeat("x", 2<<20) + `"}`, false}, "no url": {edit(`"url"`, `"x"`), false}, "no ticket": {edit(`"ticket"`, `"x"`), false}, "a url of a number": {edit(`"URL"`, `7`), false},
+		"a url of http": {edit("URL", "http://127.0.0.1:1/"), false}, "a url of a script": {edit("URL", "javascript:alert(1)"), false}, "a url without a host": {edit("URL", "ws://"), false}, "a url that is none": {edit("URL", "ws://[::1"), false},
+		"a url of a file": {edit("URL", "file:///etc/passwd"), false}, "a port that is none": {edit("URL", "ws://127.0.0.1:99999/"), false},
+		"a retry of 1e308": {edit(`"base_ms":1`, `"base_ms":1e308`), false}, "a retry of NaN": {edit(`"base_ms":1`, `"base_ms":NaN`), false},
+		"a wait of 1e308": {edit(`"dial_after_ms":0`, `"dial_after_ms":1e308`), false}, "a wait of text": {edit(`"dial_after_ms":0`, `"dial_after_ms":"0"`), false},
+		"a negative retry": {edit(`"base_ms":1,"max_ms":1`, `"base_ms":-1,"max_ms":-1`), true}, "a retry of 0": {edit(`"base_ms":1,"max_ms":1`, `"base_ms":0,"max_ms":0`), true},
+		"a retry that shrinks": {edit(`"base_ms":1,"max_ms":1`, `"base_ms":9223372036854775807,"max_ms":1`), true}, "a negative wait": {edit(`"dial_after_ms":0`, `"dial_after_ms":-9223372036854775808`), true},
+		"no retry": {edit(`"retry"`, `"x"`), true}, "a retry of null": {edit(`{"base_ms":1,"max_ms":1}`, `null`), true}, "unknown fields": {edit(`{"user"`, `{"a":{"b":[1]},"user"`), true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFake(t, script{locate: func(f *fake, n int, _ locateCall) answer {
+				if n == 0 {
+					return answer{body: strings.Replace(x.body, "URL", f.ws, 1)}
+				}
+				return f.here()
+			}})
+			r := start(t, f.config())
+			if !x.good {
+				if e := r.await(Waiting); e.Err == nil || len(e.Err.Error()) > 500 {
+					t.Errorf("it waits because of %.600v", e.Err)
+				}
+				recv(t, f.locates, "a locate")
+				recv(t, f.locates, "a second locate")
+			}
+			comesBack(t, f, r)
+		})
+	}
+	t.Run("a redirect in a circle", func(t *testing.T) {
+		t.Parallel()
+		var calls atomic.Int64
+		mux := http.NewServeMux()
+		mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+			if calls.Add(1) > 20 {
+				t.Error("it goes round and round")
+			}
+			http.Redirect(w, r, r.URL.Path, http.StatusTemporaryRedirect)
+		})
+		srv := httptest.NewServer(mux)
+		defer srv.Close()
+		r := start(t, Config{Locators: []string{srv.URL}, Token: func(context.Context) (string, error) { return "token", nil }, Device: "d"}, func(c *Client) { c.retry = wire.Retry{BaseMS: 3_600_000, MaxMS: 3_600_000} })
+		if e := r.await(Waiting); e.Err == nil {
+			t.Error("it waits without an error")
+		}
+	})
+}
+
+// A node that says what it must not, in an order that is none: the handler gets what came
+// as it should, once.
+func TestHostileOrder(t *testing.T) {
+	t.Parallel()
+	f := newFake(t, script{})
+	r := start(t, f.config())
+	s := recv(t, f.sessions, "a dial")
+	s.message("early", `1`)
+	s.text(`{"type":"message","id":"early2","time":"2026-01-02T03:04:05Z","seq":1,"cursor":"c","data":1}`)
+	s.text(`{"type":"skip","to":18446744073709551615,"reason":"limit"}`)
+	s.text(`{"type":"resumed","since":"x","head":1,"gap":true}`)
+	s.text(`{"type":"move","url":"ws://127.0.0.1:1/","ticket":"t","node":"ws-2","epoch":1,"reason":"x","after_ms":0,"deadline_ms":1}`)
+	s.welcome(20_000)
+	r.await(Connected)
+	s.text(`{"type":"welcome","session":"another","user":"mallory","device":"x","node":"ws-9","epoch":9,"since":"zz","head":9,"pending":9,"gap":true,"ping_interval_ms":1,"max_message_bytes":1}`)
+	for range 1000 {
+		s.text(`{"type":"skip","to":5,"reason":"limit"}`)
+		s.text(`{"type":"resumed","since":"0","head":0,"gap":false}`)
+		s.text(`{"type":"ack","ref":"nobody's"}`)
+		s.text(`{"type":"of-the-future","x":{}}`)
+	}
+	s.message("good", `1`)
+	s.message("good", `2`)
+	s.message("end", `3`)
+	for _, want := range []string{"good", "end"} {
+		if m := recv(t, r.messages, "a message"); m.ID != want {
+			t.Errorf("message %+v, want %s", m, want)
+		}
+	}
+	if st := r.State(); st.State != Connected || st.Session != "s-1" || st.Node != "ws-1" {
+		t.Errorf("State() is %+v", st)
+	}
+	if n := len(f.locates); n != 1 {
+		t.Errorf("%d locates, want 1", n)
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/dialring/dialring/internal/wire"
 )
 
+// maxAnswer is how many bytes of a locator's answer are read; one that is longer is no JSON.
 const maxAnswer = 1 << 20
 
 // locate asks the locators, in random order, until one answers.
@@ -33,6 +34,7 @@ func (c *Client) locate(ctx context.Context) (*wire.LocateResponse, *ended) {
 		return nil, &ended{err: err}
 	}
 	last := &ended{err: errNoAnswer}
+	// #nosec G404 -- jitter
 	for _, i := range rand.Perm(len(c.cfg.Locators)) {
 		loc, e := c.locateAt(ctx, c.cfg.Locators[i], token, body)
 		if e == nil {
@@ -42,6 +44,9 @@ func (c *Client) locate(ctx context.Context) (*wire.LocateResponse, *ended) {
 			return loc, nil
 		}
 		e.after = max(e.after, last.after) // whoever asked for more time gets it
+		if answered(last.err) && !answered(e.err) {
+			e.err = last.err // an answer tells more than that there was none
+		}
 		last = e
 		var api *APIError
 		if e.stop != nil || ctx.Err() != nil || errors.As(e.err, &api) && api.Status == http.StatusUnauthorized {
@@ -80,10 +85,26 @@ func (c *Client) locateAt(ctx context.Context, base, token string, body []byte) 
 		return nil, c.refused(apiError(resp, b))
 	}
 	var loc wire.LocateResponse
-	if err := json.Unmarshal(b, &loc); err != nil || loc.URL == "" || loc.Ticket == "" {
+	if err := json.Unmarshal(b, &loc); err != nil || loc.URL == "" || loc.Ticket == "" || loc.User == "" {
 		return nil, &ended{err: fmt.Errorf("dialring: locate: %s does not answer like a locator", base)}
 	}
+	if user := c.userNow(); user != "" && loc.User != user {
+		return nil, &ended{err: fmt.Errorf("dialring: locate: %s answers for another user", base)}
+	}
 	return &loc, nil
+}
+
+// userNow and setUser are for the user that all answers and welcomes have to name.
+func (c *Client) userNow() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.user
+}
+
+func (c *Client) setUser(user string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.user = user
 }
 
 // refused decides whether a locator's answer is final. A token that is refused

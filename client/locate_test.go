@@ -72,7 +72,7 @@ func runOffline(t *testing.T, d time.Duration, cfg Config, locator func(n int, r
 
 // nowhere is a locator's answer that leads to a URL that cannot be dialed.
 func nowhere(edit func(*wire.LocateResponse)) answer {
-	l := wire.LocateResponse{Node: "ws-1", URL: "http://no-web-socket", Ticket: "t"}
+	l := wire.LocateResponse{User: "alice", Node: "ws-1", URL: "http://no-web-socket", Ticket: "t"}
 	edit(&l)
 	return answer{body: l}
 }
@@ -305,4 +305,28 @@ func TestStatusOfLocator(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Of a locator that is dead and one that answers, what is told is the answer.
+func TestLocateTellsTheAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := runOffline(t, time.Hour, Config{Locators: []string{"http://dead", "http://busy"}}, func(_ int, r *http.Request) (answer, error) {
+			if r.URL.Host == "dead" {
+				return answer{}, errDead
+			}
+			return problem(503, wire.CodeNoNodes, ""), nil
+		})
+		told := 0
+		for _, e := range o.events {
+			if e.Err == nil {
+				continue
+			}
+			if told++; !answered(e.Err) {
+				t.Errorf("%+v", e)
+			}
+		}
+		if told < 20 {
+			t.Errorf("only %d failures were told", told)
+		}
+	})
 }

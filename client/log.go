@@ -61,6 +61,7 @@ type acker struct {
 	cursor string // of the last message that was handled
 	sent   string
 	at     time.Time // when it was sent
+	anchor string    // base, until a message comes: the node is to know it then
 }
 
 // A handler that is behind acknowledges every ackEvery; one that has caught up at once.
@@ -107,7 +108,19 @@ func (a *acker) reset(base string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.log++
-	a.base, a.cursor, a.sent = base, "", ""
+	a.base, a.cursor, a.sent, a.anchor = base, "", "", base
+}
+
+// anchored acknowledges the place where this log began for the client, before its first
+// message: a device that never acknowledged anything would go on from now when it comes
+// back, and what its handler had not finished would not come again.
+func (a *acker) anchored() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.anchor != "" && a.cursor == "" && a.conn != nil {
+		a.conn.send(wire.Ack{Type: wire.TypeAck, Cursor: a.anchor})
+	}
+	a.anchor = ""
 }
 
 func (a *acker) sendLocked() {
@@ -153,6 +166,7 @@ func (r *receiver) stored(k *conn, m *wire.Message, out Message) {
 		return
 	}
 	k.progress = true
+	r.c.acks.anchored()
 	if r.hand(queued{Message: out, log: k.log, seen: r.c.seen.has(m.ID)}) {
 		r.c.seen.add(m.ID)
 		p.received(m.Seq, m.Cursor)

@@ -19,6 +19,8 @@ const (
 	failedFor = time.Minute
 	// maxWait bounds what a server may ask a client to wait.
 	maxWait = time.Hour
+	// leastMost is how far least goes.
+	leastMost = 5 * time.Second
 	// recheckAfter is how long a client trusts that the node would tell it to
 	// move; then, and up to as long again, it asks a locator.
 	recheckAfter = 5 * time.Minute
@@ -66,10 +68,15 @@ func (c *Client) backoff(code int) time.Duration {
 	n := c.attempt
 	c.attempt++
 	if n == 0 && wire.ActionFor(code) == wire.RetryNow {
-		return rand.N(shortJitter)
+		return rand.N(shortJitter) // #nosec G404 -- jitter
 	}
 	return c.jitter(n)
 }
+
+// least is what bounds a random wait at least, the n-th in a row: 1 ms, twice that, and so
+// on, up to 5 s. Whatever back-off servers ask for, and however often they send a client
+// on, it does not spin.
+func least(n int) time.Duration { return min(time.Millisecond<<min(n, 30), leastMost) }
 
 // jitter is the wait after n failed attempts.
 func (c *Client) jitter(n int) time.Duration {
@@ -78,7 +85,7 @@ func (c *Client) jitter(n int) time.Duration {
 	for ; n > 0 && ceiling < most; n-- {
 		ceiling = min(2*ceiling, most)
 	}
-	return rand.N(ceiling + 1)
+	return rand.N(max(ceiling, least(n)) + 1) // #nosec G404 -- jitter
 }
 
 // millis turns what a server says into a wait of at most maxWait.
@@ -122,11 +129,16 @@ func (c *Client) once(ctx context.Context, queue chan<- queued, last error) ende
 	return end
 }
 
+// maxFailed is how many nodes are reported in one locate: locators look at no more.
+const maxFailed = 16
+
 // noteFailed remembers that a node could not be reached, or was lost.
 func (c *Client) noteFailed(node string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.failed[node] = time.Now()
+	if wire.CheckNode(node) == nil { // else a locator would refuse all of the locate
+		c.failed[node] = time.Now()
+	}
 }
 
 // failedNodes lists the nodes to report to the locator.
@@ -139,7 +151,9 @@ func (c *Client) failedNodes() []string {
 			delete(c.failed, id)
 			continue
 		}
-		out = append(out, id)
+		if len(out) < maxFailed {
+			out = append(out, id)
+		}
 	}
 	return out
 }

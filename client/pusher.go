@@ -25,7 +25,9 @@ type PusherConfig struct {
 	// Locators are base URLs of locators, such as http://locator.internal:8080.
 	// Any of them can take any push; after a failure the next one is asked.
 	Locators []string
-	// APIKey is one of the keys that the locators know.
+	// APIKey is one of the keys that the locators know. What its entry in their file does not
+	// allow, by its scopes or its users, is refused with an APIError of status 403 and code
+	// forbidden; of several users each has its own.
 	APIKey string
 	// HTTP does the requests; default a client that keeps up to 64 connections
 	// to each locator. A request may take 15 s, and what WaitAck adds.
@@ -57,18 +59,22 @@ func NewPusher(cfg PusherConfig) (*Pusher, error) {
 	if cfg.HTTP == nil {
 		t := http.DefaultTransport.(*http.Transport).Clone()
 		t.MaxIdleConnsPerHost = 64
-		cfg.HTTP = &http.Client{Transport: t}
+		cfg.HTTP = &http.Client{Transport: t, CheckRedirect: noRedirect}
 	}
 	return &Pusher{cfg: cfg}, nil
 }
+
+// noRedirect keeps a key or a token where it was meant to go: no locator redirects.
+func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 // Receipt is what became of a push.
 type Receipt struct {
 	ID string
 	// Delivered is to how many sessions of the user it was written at once.
 	Delivered int
-	// Node owns the user.
-	Node string
+	// Node owns the user, by the ring of Epoch. Neither is known of a Client's Send.
+	Node  string
+	Epoch uint64
 	// Seq is the message's number in the user's log; 0: it is not stored.
 	Seq uint64
 	// Stored: the message is kept for the user's devices until they have it.
@@ -157,10 +163,28 @@ func (p *Pusher) Push(ctx context.Context, user string, data any, opts ...PushOp
 	if err != nil {
 		return Receipt{}, err
 	}
-	var r wire.PushResult
+	r := pushed{durable: !o.ephemeral()}
 	err = p.post(ctx, "/v1/push/"+url.PathEscape(user)+query(o.query), h, body, o, &r)
-	return receipt(r), err
+	return receipt(r.PushResult), err
 }
+
+// pushed is the answer to a push.
+type pushed struct {
+	wire.PushResult
+	durable bool // it was to be stored
+}
+
+// check is for once: what stands between may answer 200 in a locator's place, and then nothing
+// was stored.
+func (r *pushed) check() error {
+	if r.durable && !r.Stored || !taken(&r.PushResult) {
+		return errors.New("it does not say that it has taken the message")
+	}
+	return nil
+}
+
+// taken tells whether a result is one: of a duplicate the first message may be gone, and its id.
+func taken(r *wire.PushResult) bool { return r.ID != "" || r.Duplicate }
 
 // Item is one message of PushMany.
 type Item struct {
@@ -223,7 +247,7 @@ func (p *Pusher) PushUsers(ctx context.Context, users []string, data any, opts .
 		}
 		body := append([]byte(`{"users":`), list...)
 		body = append(append(append(body, `,"data":`...), raw...), '}')
-		res, err := p.call(ctx, body, o)
+		res, err := p.call(ctx, body, len(part), o)
 		if out = append(out, res...); err != nil {
 			return out, err
 		}
@@ -264,7 +288,7 @@ func (p *Pusher) many(ctx context.Context, messages [][]byte, o *pushOptions) ([
 		body := append([]byte(`{"messages":[`), bytes.Join(messages[:n], []byte{','})...)
 		body = append(body, "]}"...)
 		messages = messages[n:]
-		res, err := p.call(ctx, body, o)
+		res, err := p.call(ctx, body, n, o)
 		if out = append(out, res...); err != nil {
 			return out, err
 		}
@@ -272,11 +296,27 @@ func (p *Pusher) many(ctx context.Context, messages [][]byte, o *pushOptions) ([
 	return out, nil
 }
 
-// call does one call with several messages.
-func (p *Pusher) call(ctx context.Context, body []byte, o *pushOptions) ([]Result, error) {
-	var r struct {
-		Results []manyResult `json:"results"`
+// pushedMany is the answer to a call with several messages.
+type pushedMany struct {
+	Results  []manyResult `json:"results"`
+	messages int
+}
+
+func (r *pushedMany) check() error {
+	if len(r.Results) != r.messages {
+		return fmt.Errorf("it has %d results for %d messages", len(r.Results), r.messages)
 	}
+	for i, x := range r.Results {
+		if x.Error == nil && !taken(&x.PushResult) {
+			return fmt.Errorf("it does not say what became of message %d", i)
+		}
+	}
+	return nil
+}
+
+// call does one call with several messages.
+func (p *Pusher) call(ctx context.Context, body []byte, messages int, o *pushOptions) ([]Result, error) {
+	r := pushedMany{messages: messages}
 	if err := p.post(ctx, "/v1/push"+query(o.query), jsonHeader(), body, o, &r); err != nil {
 		return nil, err
 	}
@@ -329,30 +369,42 @@ func (p *Pusher) post(ctx context.Context, path string, h http.Header, body []by
 
 // do is post with any method. repeatable: doing it twice does no harm.
 func (p *Pusher) do(ctx context.Context, method, path string, h http.Header, body []byte, longer time.Duration, repeatable bool, out any) error {
-	first := mrand.IntN(len(p.cfg.Locators))
+	first := mrand.IntN(len(p.cfg.Locators)) // #nosec G404 -- jitter
+	var told error                           // what is returned: an answer tells more than that there was none
 	for n := 0; ; n++ {
 		once, cancel := context.WithTimeout(ctx, requestTimeout+longer)
 		err := p.once(once, method, p.cfg.Locators[(first+n)%len(p.cfg.Locators)]+path, h, body, out)
 		cancel()
 		wait, again := retryAfter(err, n, repeatable)
-		if !again || n+1 >= p.cfg.Attempts || ctx.Err() != nil {
+		if !again { // of one that may have been done, an earlier refusal would be a lie
 			return err
 		}
-		if end, ok := ctx.Deadline(); ok && time.Until(end) < wait {
-			return errors.Join(context.DeadlineExceeded, err) // it could only wait in vain
+		if answered(err) || !answered(told) {
+			told = err
+		}
+		switch end, ok := ctx.Deadline(); {
+		case ctx.Err() != nil:
+			return errors.Join(ctx.Err(), told)
+		case n+1 >= p.cfg.Attempts:
+			return told
+		case ok && time.Until(end) < wait:
+			return errors.Join(context.DeadlineExceeded, told) // it could only wait in vain
 		}
 		if !sleep(ctx, wait) {
-			return errors.Join(ctx.Err(), err)
+			return errors.Join(ctx.Err(), told)
 		}
 	}
 }
+
+// answered tells whether err is what a locator said.
+func answered(err error) bool { return errors.As(err, new(*APIError)) }
 
 // requestTimeout is longer than a locator looks for the owner of a user.
 const requestTimeout = 15 * time.Second
 
 // retryAfter tells whether a failed request may be done again, and when.
 func retryAfter(err error, n int, repeatable bool) (time.Duration, bool) {
-	wait := mrand.N(100 * time.Millisecond << min(n, 6))
+	wait := mrand.N(100 * time.Millisecond << min(n, 6)) // #nosec G404 -- jitter
 	var api *APIError
 	if errors.As(err, &api) {
 		switch api.Status {
@@ -385,12 +437,16 @@ func (p *Pusher) once(ctx context.Context, method, u string, h http.Header, body
 		return fmt.Errorf("dialring: %w", err)
 	}
 	switch {
-	case resp.StatusCode == http.StatusNoContent:
+	case resp.StatusCode == http.StatusNoContent && out == nil:
 		return nil
-	case resp.StatusCode != http.StatusOK:
+	case resp.StatusCode/100 != 2:
 		return apiError(resp, b)
 	}
-	if err := json.Unmarshal(b, out); err != nil {
+	err = json.Unmarshal(b, out)
+	if c, ok := out.(interface{ check() error }); err == nil && ok {
+		err = c.check()
+	}
+	if err != nil {
 		return fmt.Errorf("dialring: %s does not answer like a locator: %w", u, err)
 	}
 	return nil
@@ -423,7 +479,7 @@ func jsonOf(data any) ([]byte, error) {
 }
 
 func receipt(r wire.PushResult) Receipt {
-	return Receipt{ID: r.ID, Delivered: r.Delivered, Node: r.Node, Seq: r.Seq, Stored: r.Stored, Duplicate: r.Duplicate, Acked: r.Acked}
+	return Receipt{ID: r.ID, Delivered: r.Delivered, Node: r.Node, Epoch: r.Epoch, Seq: r.Seq, Stored: r.Stored, Duplicate: r.Duplicate, Acked: r.Acked}
 }
 
 func query(q url.Values) string {

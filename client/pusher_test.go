@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -53,6 +54,7 @@ func offlinePusher(t *testing.T, cfg PusherConfig, locator func(n int, r *http.R
 		h, n := r.Header, len(p.calls)
 		p.calls = append(p.calls, pushCall{at: time.Now(), host: r.URL.Host, method: r.Method, path: r.URL.EscapedPath(), query: r.URL.Query(), body: string(b),
 			key: h.Get("Idempotency-Key"), mediaType: h.Get("Content-Type"), auth: h.Get("Authorization")})
+		r.Body = io.NopCloser(bytes.NewReader(b))
 		a, err := locator(n, r)
 		if err != nil {
 			return nil, err
@@ -65,6 +67,19 @@ func offlinePusher(t *testing.T, cfg PusherConfig, locator func(n int, r *http.R
 // took answers as a locator that took a push.
 func took(int, *http.Request) (answer, error) {
 	return answer{body: `{"id":"m1","seq":1235,"stored":true,"duplicate":true,"delivered":2,"acked":1,"node":"ws-3","epoch":42,"later":1}`}, nil
+}
+
+// tookAll answers as one that took a call, with a result for each message of several.
+func tookAll(_ int, r *http.Request) (answer, error) {
+	var call struct{ Users, Messages []json.RawMessage }
+	if err := json.NewDecoder(r.Body).Decode(&call); err != nil {
+		return answer{}, err
+	}
+	results := make([]map[string]string, len(call.Users)+len(call.Messages))
+	for i := range results {
+		results[i] = map[string]string{"id": "m1"}
+	}
+	return answer{body: map[string]any{"id": "m1", "stored": true, "results": results}}, nil
 }
 
 func TestPush(t *testing.T) {
@@ -95,7 +110,7 @@ func TestPush(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if want := (Receipt{ID: "m1", Delivered: 2, Node: "ws-3", Seq: 1235, Stored: true, Duplicate: true, Acked: 1}); r != want {
+			if want := (Receipt{ID: "m1", Delivered: 2, Node: "ws-3", Epoch: 42, Seq: 1235, Stored: true, Duplicate: true, Acked: 1}); r != want {
 				t.Errorf("receipt %+v, want %+v", r, want)
 			}
 			got := p.calls[0]
@@ -261,7 +276,7 @@ func TestRawJSONOfSeveral(t *testing.T) {
 		"PushUsers, ephemeral": func(p *Pusher) error { _, err := p.PushUsers(t.Context(), []string{"a"}, raw, Ephemeral()); return err },
 		"Broadcast":            func(p *Pusher) error { _, err := p.Broadcast(t.Context(), raw); return err },
 	} {
-		p := offlinePusher(t, PusherConfig{}, func(int, *http.Request) (answer, error) { return answer{body: `{}`}, nil })
+		p := offlinePusher(t, PusherConfig{}, tookAll)
 		if err := push(p.Pusher); err != nil {
 			t.Error(err)
 		}
@@ -279,7 +294,7 @@ func TestPushToManyUsersFits(t *testing.T) {
 		users[i] = fmt.Sprint("user-", i)
 	}
 	for name, opts := range map[string][]PushOption{"ephemeral": {Ephemeral()}, "stored": nil} {
-		p := offlinePusher(t, PusherConfig{}, func(int, *http.Request) (answer, error) { return answer{body: `{}`}, nil })
+		p := offlinePusher(t, PusherConfig{}, tookAll)
 		if _, err := p.PushUsers(t.Context(), users, strings.Repeat("x", 4096), opts...); err != nil {
 			t.Error(err)
 		}

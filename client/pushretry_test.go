@@ -40,7 +40,7 @@ var ways = map[string]struct {
 		return err
 	}},
 	"PushMany, ephemeral": {false, func(ctx context.Context, p *Pusher) error {
-		_, err := p.PushMany(ctx, []Item{{User: "a", Data: 1}}, Ephemeral())
+		_, err := p.PushMany(ctx, []Item{{User: "a", Data: 1}, {User: "b", Data: 1}}, Ephemeral())
 		return err
 	}},
 	"PushUsers": {true, func(ctx context.Context, p *Pusher) error {
@@ -74,6 +74,7 @@ func TestPushRetries(t *testing.T) {
 		"broken connection":  {fails(errBroken), true, false},
 		"no answer":          {fails(io.EOF), true, false},
 		"half an answer":     {func() (answer, error) { return answer{body: `{"id":"m1`}, nil }, true, false},
+		"an empty answer":    {func() (answer, error) { return answer{status: 204, body: ""}, nil }, true, false},
 		"not a locator":      {func() (answer, error) { return answer{body: `<html>`}, nil }, true, false},
 		"500":                {status(500), true, false},
 		"502":                {status(502), true, false},
@@ -92,7 +93,7 @@ func TestPushRetries(t *testing.T) {
 						if n == 0 {
 							return c.first()
 						}
-						return answer{body: `{}`}, nil
+						return answer{body: `{"id":"m1","stored":true,"results":[{"id":"a"},{"id":"b"}]}`}, nil
 					})
 					err := w.push(t.Context(), p.Pusher)
 					again := c.ephemeral
@@ -150,6 +151,46 @@ func TestPushAttempts(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Of a locator that is dead and one that answers 503, the error is the answer, whichever
+// was asked last.
+func TestPushTellsTheAnswer(t *testing.T) {
+	t.Parallel()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		problem(503, wire.CodeNoNodes, "").write(w)
+	}))
+	defer srv.Close()
+	dead := "http://" + closedAddr(t)
+	for attempts := 2; attempts <= 3; attempts++ {
+		for range 20 { // the order is random
+			p, err := NewPusher(PusherConfig{Locators: []string{dead, srv.URL}, APIKey: "dev", Attempts: attempts})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = p.Push(t.Context(), "a", 1)
+			p.cfg.HTTP.CloseIdleConnections()
+			if api := (*APIError)(nil); !errors.As(err, &api) || api.Status != 503 {
+				t.Fatalf("%d attempts: %v", attempts, err)
+			}
+		}
+	}
+}
+
+// A push that may have been taken is not said to be refused, though an earlier attempt was.
+func TestPushTellsTheDoubt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := offlinePusher(t, PusherConfig{}, func(n int, _ *http.Request) (answer, error) {
+			if n == 0 {
+				return problem(503, wire.CodeNoNodes, ""), nil
+			}
+			return answer{}, errBroken
+		})
+		_, err := p.Push(t.Context(), "a", 1, Ephemeral())
+		if !errors.Is(err, errBroken) || answered(err) || len(p.calls) != 2 {
+			t.Errorf("after %d calls: %v", len(p.calls), err)
+		}
+	})
 }
 
 // The caller's context bounds it all.
@@ -211,7 +252,7 @@ func TestPushRetriesOverTheNetwork(t *testing.T) {
 				if broken.CompareAndSwap(true, false) {
 					panic(http.ErrAbortHandler)
 				}
-				_, _ = fmt.Fprint(w, `{}`)
+				_, _ = fmt.Fprint(w, `{"id":"m1","stored":true,"results":[{"id":"a"},{"id":"b"}]}`)
 			}))
 			defer srv.Close()
 			newPusher := func(locators ...string) *Pusher {

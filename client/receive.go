@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -48,6 +49,9 @@ func (c *Client) receive(ctx context.Context, k *conn, queue chan<- queued) ende
 	var dialCtx context.Context
 	dialCtx, r.cancel = context.WithCancel(ctx)
 	e := r.run(dialCtx)
+	if ctx.Err() != nil {
+		c.awaitHandler()
+	}
 	r.cancel()
 	r.stopLook()
 	r.wg.Wait()
@@ -62,7 +66,7 @@ func (c *Client) receive(ctx context.Context, k *conn, queue chan<- queued) ende
 	return e
 }
 
-func (c *Client) recheckIn() time.Duration { return c.recheck + rand.N(c.recheck) }
+func (c *Client) recheckIn() time.Duration { return c.recheck + rand.N(c.recheck) } // #nosec G404 -- jitter
 
 // run returns when no connection is left, or ctx has ended.
 func (r *receiver) run(dialCtx context.Context) ended {
@@ -99,10 +103,8 @@ func (r *receiver) run(dialCtx context.Context) ended {
 				if r.old != nil { // two moves in a row: the rest of the oldest first
 					r.leaving = nil
 					r.leaveOld()
-					for b := range r.old.frames {
-						r.frame(dialCtx, r.old, b)
-					}
-					r.c.sends.lost(r.old)
+					r.readOut(dialCtx, r.old)
+					r.end(r.old)
 				}
 				r.old, r.cur, r.next = r.cur, welcomed, nil
 				r.again, r.tries = nil, 0
@@ -148,6 +150,21 @@ func (r *receiver) leaveOld() {
 	}
 	r.old.left, r.leaving = true, nil
 	r.old.leave()
+}
+
+// readOut takes what is left of a connection that was told goodbye, until it or ctx ends.
+func (r *receiver) readOut(dialCtx context.Context, k *conn) {
+	for {
+		select {
+		case b, ok := <-k.frames:
+			if !ok {
+				return
+			}
+			r.frame(dialCtx, k, b)
+		case <-r.ctx.Done():
+			return
+		}
+	}
 }
 
 // takeOver waits, when the connection has ended in the middle of a move, for the
@@ -211,12 +228,28 @@ func (r *receiver) move(ctx context.Context, m *wire.Move) {
 	r.wg.Go(func() { r.dialed <- r.dialNext(ctx, look, m, here, tries) })
 }
 
+// moveEvery is how often nodes may move a client in the long run; seven times at once.
+const moveEvery = 5 * time.Second
+
+// pace is a bucket of moves: another one may begin at next.
+type pace struct{ next time.Time }
+
+func (p *pace) wait() time.Duration { return min(time.Until(p.next), moveEvery) }
+
+func (p *pace) count() {
+	if full := time.Now().Add(-6 * moveEvery); p.next.Before(full) {
+		p.next = full
+	}
+	p.next = p.next.Add(moveEvery)
+}
+
 // dialNext waits and locates until look ends. A dial that has begun is carried
 // through: the node may count the session as arrived.
 func (r *receiver) dialNext(ctx, look context.Context, m *wire.Move, here string, tries int) *conn {
 	if m != nil {
-		if sleep(look, millis(m.AfterMS)) {
-			if k, e := r.c.dial(ctx, &wire.LocateResponse{Node: m.Node, URL: m.URL, Ticket: m.Ticket}); e == nil {
+		if sleep(look, max(millis(m.AfterMS), r.c.moves.wait())) {
+			r.c.moves.count()
+			if k, e := r.c.dial(ctx, &wire.LocateResponse{User: r.c.userNow(), Node: m.Node, URL: m.URL, Ticket: m.Ticket}); e == nil {
 				return k
 			}
 		}
@@ -256,8 +289,8 @@ func (r *receiver) frame(dialCtx context.Context, k *conn, b []byte) {
 	var t struct {
 		Type string `json:"type"`
 	}
-	if json.Unmarshal(b, &t) != nil {
-		return
+	if json.Unmarshal(b, &t) != nil || k.refused || k.welcomed == (t.Type == wire.TypeWelcome) {
+		return // no frame; or one in front of the welcome, which is the first, and comes once
 	}
 	switch t.Type {
 	case wire.TypeWelcome:
@@ -311,6 +344,11 @@ func (r *receiver) hand(m queued) bool {
 }
 
 func (r *receiver) welcome(k *conn, w *wire.Welcome) {
+	if w.User != k.user { // whose messages these are is not this client's business
+		k.refuse(fmt.Errorf("dialring: node %.63q answers for another user", k.node))
+		return
+	}
+	r.c.setUser(w.User)
 	k.welcomed = true
 	k.mu.Lock()
 	k.interval = millis(w.PingIntervalMS)

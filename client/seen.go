@@ -5,10 +5,11 @@ package client
 const seenSize = 1024
 
 // seen remembers the last message ids, so that a message that comes on two
-// connections, or twice after a retry between servers, is handled once.
+// connections, or twice after a retry between servers, is handled once. It takes no
+// memory before there are any: most clients of a process with thousands get few.
 type seen struct {
 	ids  map[string]struct{}
-	ring [seenSize]string
+	ring []string // of up to seenSize
 	next int
 }
 
@@ -27,10 +28,14 @@ func (s *seen) add(id string) {
 		return
 	}
 	if s.ids == nil {
-		s.ids = make(map[string]struct{}, seenSize)
+		s.ids = map[string]struct{}{}
 	}
-	delete(s.ids, s.ring[s.next])
-	s.ring[s.next] = id
+	if len(s.ring) < seenSize {
+		s.ring = append(s.ring, id)
+	} else {
+		delete(s.ids, s.ring[s.next])
+		s.ring[s.next] = id
+		s.next = (s.next + 1) % seenSize
+	}
 	s.ids[id] = struct{}{}
-	s.next = (s.next + 1) % seenSize
 }

@@ -16,9 +16,10 @@ import (
 // claim send_to): stored, for all of the user's devices, unless Ephemeral is given. It
 // waits for a connection, and until the message is accepted, or ctx ends; what ctx's end
 // interrupts may have been sent. A stored message is sent again over the next
-// connection when one breaks, and is one message in the end; IdempotencyKey names it
-// over restarts of the app as well. An ephemeral one is not, and fails with
-// ErrConnectionLost then. When the node asks for less haste, Send waits and tries again.
+// connection when one breaks, and is one message in the end: the cluster knows it by its
+// key for two minutes (DIALRING_IDEMPOTENCY_WINDOW of the nodes), so one that was first sent
+// 100 s ago is not repeated, and fails with ErrConnectionLost. So does an ephemeral one, at
+// once. IdempotencyKey names a message over restarts of the app as well, for as long. When the node asks for less haste, Send waits and tries again.
 //
 // The error is a *SendError when the cluster refuses the message, and that with which Run
 // ended when it has. Messages of one Client to one user keep their order as long as each
@@ -70,8 +71,8 @@ func (e *SendError) Error() string {
 }
 
 var (
-	// ErrConnectionLost means that the connection broke before an ephemeral message was
-	// answered: it may have been delivered.
+	// ErrConnectionLost means that the connection broke before a message was answered that
+	// is not sent again, since it is ephemeral or too old: it may have been delivered.
 	ErrConnectionLost = errors.New("dialring: the connection broke before the message was answered")
 	// ErrNotRunning means that Run has ended, without an error.
 	ErrNotRunning = errors.New("dialring: the client has stopped")
@@ -83,6 +84,9 @@ const (
 	maxUnanswered = 64
 	// hasteWait is how long nothing is sent when a node asks for less haste.
 	hasteWait = time.Second
+	// repeatFor is how long after its first write a message to a user may be written again.
+	// A node knows its key for two minutes; the rest is for the way, and for clocks.
+	repeatFor = 100 * time.Second
 )
 
 // sender keeps what was sent and not answered.
@@ -90,11 +94,13 @@ const (
 //	new --there is a connection, or one comes--> written --ack or error--> answered
 //	 ^                                           |   ^ \--ctx ends--> forgotten
 //	 +--error rate_limited, after a while--------+   |
-//	                       its connection has ended, and it is not ephemeral
+//	                       its connection has ended, and it may be sent again; else
+//	                       it fails: then, or, if it grew too old, with the next one
 //
 // One goroutine writes, while there is something to write.
 type sender struct {
-	prefix string // of refs: this Client's own
+	prefix string        // of refs: this Client's own
+	repeat time.Duration // repeatFor
 
 	mu      sync.Mutex
 	n       uint64
@@ -113,6 +119,8 @@ type call struct {
 	data  json.RawMessage
 	ref   string
 	on    *conn         // it was written to
+	first time.Time     // it was written, and not refused
+	lost  bool          // a connection that it was written to has ended
 	done  chan struct{} // closed with ack or err set
 	over  bool          // it is
 	ack   wire.SendAck
@@ -197,7 +205,9 @@ func (s *sender) write() {
 			return
 		}
 		conn := s.conn
-		next.on = conn
+		if next.on = conn; next.first.IsZero() {
+			next.first = time.Now()
+		}
 		s.mu.Unlock()
 		conn.sendData(next.frame, next.data) // if that fails the connection ends, and the next one has it
 	}
@@ -224,6 +234,8 @@ func (s *sender) nextLocked() *call {
 			if under++; under >= maxUnanswered {
 				return nil
 			}
+		case s.spentLocked(k):
+			s.endLocked(k, ErrConnectionLost)
 		case s.limit > 0 && len(k.data) > s.limit:
 			s.endLocked(k, &SendError{Code: string(wire.CodeTooLarge), Detail: fmt.Sprintf("a message has at most %d bytes, this one has %d", s.limit, len(k.data))})
 		default:
@@ -253,6 +265,12 @@ func (s *sender) waits(on *conn) bool {
 	return false
 }
 
+// spentLocked tells whether a message may not be written again, since it might be two then.
+// The application's own is told by its id, whenever it comes.
+func (s *sender) spentLocked(k *call) bool {
+	return k.lost && (k.frame.Ephemeral || k.frame.To != "" && time.Since(k.first) >= s.repeat)
+}
+
 // lost notes that a connection has ended.
 func (s *sender) lost(k *conn) {
 	s.mu.Lock()
@@ -261,12 +279,11 @@ func (s *sender) lost(k *conn) {
 		s.conn = nil
 	}
 	for _, o := range s.order {
-		switch {
-		case o.on != k || o.over:
-		case o.frame.Ephemeral:
+		if o.on != k || o.over {
+			continue
+		}
+		if o.on, o.lost = nil, true; s.spentLocked(o) {
 			s.endLocked(o, ErrConnectionLost)
-		default:
-			o.on = nil
 		}
 	}
 	s.kickLocked()
@@ -311,6 +328,9 @@ func (s *sender) answer(b []byte, refused bool) {
 		return
 	case refused && f.Code == string(wire.CodeRateLimited):
 		k.on, s.pause = nil, time.Now().Add(hasteWait)
+		if !k.lost {
+			k.first = time.Time{} // it certainly was not taken
+		}
 	case refused:
 		s.endLocked(k, &SendError{Code: f.Code, Detail: f.Detail})
 	default:

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/dialring/dialring/internal/wire"
 )
@@ -283,5 +284,86 @@ func TestSendWhenRunEnds(t *testing.T) {
 	}
 	if _, err := r.Send(context.Background(), "bob", 4); !errors.Is(err, ErrNotRunning) {
 		t.Errorf("afterwards: %v", err)
+	}
+}
+
+// A message whose key the cluster may have forgotten is not sent again: when its connection
+// ends or, if it grew too old without one, when the next is there. A request is.
+func TestSendTooOldToRepeat(t *testing.T) {
+	t.Parallel()
+	for name, late := range map[string]bool{"old when it breaks": false, "old when the next is there": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFake(t, script{})
+			r := start(t, f.config())
+			s := recv(t, f.sessions, "a session").welcome(20_000)
+			old := r.send(t.Context(), "bob", "old", IdempotencyKey("k"))
+			s.sent()
+			asked := r.send(t.Context(), "", "asked")
+			request, _ := s.sent()
+			repeat := func(d time.Duration) {
+				r.sends.mu.Lock()
+				defer r.sends.mu.Unlock()
+				r.sends.repeat = d
+			}
+			if !late {
+				repeat(0)
+			}
+			r.await(Connected)
+			_ = s.nc.Close()
+			r.await(Waiting)
+			repeat(0)
+			unsent := r.send(t.Context(), "bob", "unsent") // has no age
+			if !late {
+				if o := recv(t, old, "its end"); !errors.Is(o.err, ErrConnectionLost) {
+					t.Errorf("%+v", o)
+				}
+			}
+			s = recv(t, f.sessions, "the next session").welcome(20_000)
+			again, _ := s.sent()
+			if again.ID != request.ID {
+				t.Errorf("sent %+v, want the request", again)
+			}
+			fresh, data := s.sent()
+			if data != `"unsent"` {
+				t.Errorf("sent %+v %s", fresh, data)
+			}
+			for _, m := range []wire.Send{again, fresh} {
+				s.text(fmt.Sprintf(`{"type":"ack","ref":%s,"id":"m"}`, m.Ref))
+			}
+			if late {
+				if o := recv(t, old, "its end"); !errors.Is(o.err, ErrConnectionLost) {
+					t.Errorf("%+v", o)
+				}
+			}
+			for _, out := range []<-chan outcome{asked, unsent} {
+				if o := recv(t, out, "an answer"); o.err != nil {
+					t.Errorf("%+v", o)
+				}
+			}
+		})
+	}
+}
+
+// What a node refused to take now was never taken, and has no age.
+func TestSendAgeOfRefused(t *testing.T) {
+	t.Parallel()
+	f := newFake(t, script{})
+	r := start(t, f.config())
+	s := recv(t, f.sessions, "a session").welcome(20_000)
+	r.await(Connected)
+	out := r.send(t.Context(), "bob", 1)
+	first, _ := s.sent()
+	r.sends.mu.Lock()
+	r.sends.repeat = 0
+	r.sends.mu.Unlock()
+	s.text(fmt.Sprintf(`{"type":"error","ref":%s,"code":"rate_limited","detail":"slower"}`, first.Ref))
+	second, _ := s.sent()
+	if second.ID != first.ID {
+		t.Errorf("sent %+v", second)
+	}
+	s.text(fmt.Sprintf(`{"type":"ack","ref":%s}`, second.Ref))
+	if o := recv(t, out, "an answer"); o.err != nil {
+		t.Errorf("%+v", o)
 	}
 }

@@ -3,12 +3,14 @@ package client
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/dialring/dialring/internal/wire"
 )
@@ -104,8 +106,10 @@ func TestStopWhileConnected(t *testing.T) {
 				s.welcome(20_000)
 				r.await(Connected)
 			} else {
-				s.message("m1", "1")
-				recv(t, r.messages, "the message, so it is connected")
+				s.raw(frame(opPing, nil))
+				if op, _, err := s.read(); op != opPong {
+					t.Fatalf("no pong, so it is not connected: %d, %v", op, err)
+				}
 			}
 			r.stopped()
 			if code := s.closeCode(); code != wire.CloseNormal {
@@ -217,5 +221,59 @@ func TestRunAfterTheEnd(t *testing.T) {
 	cancel()
 	if err := c.Run(ctx); err != nil || len(f.sessions) != 0 {
 		t.Errorf("Run returned %v after %d dials", err, len(f.sessions))
+	}
+}
+
+// A handler that ends its Run with a message has it acknowledged, and none behind it.
+func TestHandlerEndsRun(t *testing.T) {
+	t.Parallel()
+	f := newFake(t, script{})
+	var r *running
+	started, closed := make(chan struct{}), make(chan struct{})
+	var got []uint64
+	cfg := f.config()
+	cfg.OnMessage = func(_ context.Context, m Message) {
+		<-started
+		if got = append(got, m.Seq); m.Seq == 2 {
+			r.cancel()
+			select {
+			case <-closed: // it did not wait for the acknowledgement
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+	}
+	r = start(t, cfg)
+	s := recv(t, f.sessions, "a dial").welcomeAt("c0", 4, 4, false)
+	s.stored(1, 2, 3, 4)
+	s.text(`{"type":"pong","ref":1}`) // it has taken what came before it
+	s.raw(frame(opPing, []byte("p")))
+	if op, p, err := s.read(); op != opText || err != nil || string(p) != `{"type":"ack","cursor":"c0"}` {
+		t.Fatalf("before the first message it acknowledges where it began: %d %s %v", op, p, err)
+	}
+	if op, _, err := s.read(); op != opPong || err != nil {
+		t.Fatalf("the answer to a ping is %d, %v", op, err)
+	}
+	close(started)
+	acked := ""
+	for {
+		op, p, err := s.read()
+		if err != nil {
+			t.Fatalf("the client's close frame: %v", err)
+		}
+		if op == opClose {
+			close(closed)
+			break
+		}
+		var a wire.Ack
+		if op == opText && json.Unmarshal(p, &a) == nil && a.Type == wire.TypeAck {
+			acked = a.Cursor
+		}
+	}
+	s.gone()
+	if err := r.result(); err != nil {
+		t.Errorf("Run returned %v", err)
+	}
+	if acked != "c2" || len(got) != 2 {
+		t.Errorf("%q is acknowledged last, and %v were handled; want c2 and two", acked, got)
 	}
 }

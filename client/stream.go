@@ -40,7 +40,7 @@ func (p *Pusher) Stream(ctx context.Context, opts ...PushOption) (*Stream, error
 		return nil, errors.New("dialring: IdempotencyKey and WaitAck do not go with a stream; each Item has its Key")
 	}
 	r, w := io.Pipe()
-	at := p.cfg.Locators[mrand.IntN(len(p.cfg.Locators))]
+	at := p.cfg.Locators[mrand.IntN(len(p.cfg.Locators))] // #nosec G404 -- jitter
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, at+"/v1/push"+query(o.query), r)
 	if err != nil {
 		return nil, err

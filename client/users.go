@@ -14,9 +14,12 @@ import (
 // User is what the cluster knows of a user now, from the connections themselves.
 type User struct {
 	Node     string // that owns the user
+	Epoch    uint64 // of the ring that says so
 	Online   bool
 	Sessions []UserSession
 	Head     uint64 // number of the newest stored message; 0: none
+	// HeadUnknown: the store is away, and Head is the last that was known, or 0.
+	HeadUnknown bool
 }
 
 // UserSession is one connection of a user.
@@ -32,7 +35,7 @@ type UserSession struct {
 func (p *Pusher) User(ctx context.Context, user string) (User, error) {
 	var r wire.UserResponse
 	err := p.do(ctx, http.MethodGet, "/v1/users/"+url.PathEscape(user), http.Header{}, nil, 0, true, &r)
-	u := User{Node: r.Node, Online: r.Online, Head: r.Head}
+	u := User{Node: r.Node, Epoch: r.Epoch, Online: r.Online, Head: r.Head, HeadUnknown: r.HeadUnknown}
 	for _, s := range r.Sessions {
 		u.Sessions = append(u.Sessions, UserSession(s))
 	}

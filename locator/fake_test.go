@@ -23,13 +23,24 @@ const (
 )
 
 // runLocator runs a locator with an embedded NATS until the test ends.
-func runLocator(t testing.TB) *Locator {
+func runLocator(t testing.TB, change ...func(*Config)) *Locator {
 	t.Helper()
-	l, err := New(Config{Dev: "true", Listen: "127.0.0.1:0", AdminListen: "127.0.0.1:0", NATSListen: "127.0.0.1:0",
-		DataDir: t.TempDir(), DataSync: "interval", UserJWTSecret: testSecret, Log: slog.New(slog.DiscardHandler)})
+	cfg := Config{Dev: "true", Listen: "127.0.0.1:0", AdminListen: "127.0.0.1:0", NATSListen: "127.0.0.1:0",
+		DataDir: t.TempDir(), DataSync: "interval", UserJWTSecret: testSecret, Log: slog.New(slog.DiscardHandler)}
+	for _, f := range change {
+		f(&cfg)
+	}
+	l, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
+	runUntilEnd(t, l)
+	return l
+}
+
+// runUntilEnd runs a locator until the test ends, and returns when it listens.
+func runUntilEnd(t testing.TB, l *Locator) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- l.Run(ctx) }()
@@ -42,7 +53,6 @@ func runLocator(t testing.TB) *Locator {
 	if _, err := l.Addrs(ctx); err != nil {
 		t.Fatal(err)
 	}
-	return l
 }
 
 // fakeNode is a node that does what a test says: it sends heartbeats, answers

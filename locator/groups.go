@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -42,6 +43,7 @@ func (l *Locator) groupCall(op peer.Op, group string, repeatable bool, in, out a
 		case p != nil:
 			return p
 		case j.Reply.Status == peer.StatusFull:
+			l.limited(limitMembers)
 			return wire.NewProblem(http.StatusUnprocessableEntity, wire.CodeTooLarge, "a group has at most %d members", wire.MaxMembers)
 		case j.Reply.Status == peer.StatusReading && time.Now().Before(end) && l.front.Err() == nil:
 			continue
@@ -73,6 +75,9 @@ func (l *Locator) groups(c echo.Context) error {
 		if err := wire.CheckUser(group); err != nil {
 			return badRequest("the group: %v", err)
 		}
+		if p := l.reach(c, group); p != nil {
+			return p
+		}
 	}
 	switch {
 	case is(http.MethodGet, 1):
@@ -84,6 +89,9 @@ func (l *Locator) groups(c echo.Context) error {
 	case is(http.MethodPut, 3), is(http.MethodDelete, 3):
 		if err := wire.CheckUser(ids[2]); err != nil {
 			return badRequest("%v", err)
+		}
+		if p := l.reach(c, ids[2]); p != nil {
+			return p
 		}
 		change := peer.GroupChange{Group: group}
 		if r.Method == http.MethodPut {
@@ -137,7 +145,7 @@ func (l *Locator) getMembers(c echo.Context, group string, only bool) error {
 
 // changeMembers: POST /v1/groups/{group}/members {"add":[…],"remove":[…]}
 func (l *Locator) changeMembers(c echo.Context, group string) error {
-	body, p := readJSONBody(c.Request(), wire.MaxCallBytes)
+	body, p := l.readJSON(c.Request(), l.cfg.MaxBodyBytes)
 	if p != nil {
 		return p
 	}
@@ -148,11 +156,12 @@ func (l *Locator) changeMembers(c echo.Context, group string) error {
 	if err := wire.DecodeJSON(body, &req); err != nil {
 		return badRequest("the body: %v", err)
 	}
-	switch n := len(req.Add) + len(req.Remove); {
-	case n == 0:
+	n := len(req.Add) + len(req.Remove)
+	if n == 0 {
 		return badRequest(`the body must name users: {"add":["a"],"remove":["b"]}`)
-	case n > wire.MaxUsersPerCall:
-		return badRequest("the call names %d users; at most %d are allowed", n, wire.MaxUsersPerCall)
+	}
+	if p := l.checkBatch(n); p != nil {
+		return p
 	}
 	halves := wire.HalfEscapes(body)
 	check := func(u string) error {
@@ -176,6 +185,10 @@ func (l *Locator) changeMembers(c echo.Context, group string) error {
 			return badRequest("a user is both in add and in remove")
 		}
 	}
+	if p := l.reach(c, slices.Concat(req.Add, req.Remove)...); p != nil {
+		return p
+	}
+	note(c, "add", len(req.Add), "remove", len(req.Remove))
 	if p := l.groupCall(peer.OpGroupChange, group, true, peer.GroupChange{Group: group, Add: req.Add, Remove: req.Remove}, &struct{}{}); p != nil {
 		return p
 	}
@@ -188,14 +201,22 @@ func (l *Locator) pushGroup(c echo.Context, q pushQuery) error {
 	if q.wait > 0 || q.device != "" {
 		return badRequest("wait and device do not go with group")
 	}
-	keys := r.Header.Values("Idempotency-Key")
-	if p := checkKey(keys); p != nil {
-		return p
+	refused := func(p *wire.Problem) *wire.Problem { return l.refusedPush(keyOf(c), q.durable, p) }
+	if p := l.reach(c, q.group); p != nil {
+		return refused(p)
+	}
+	if p := checkKey(r.Header.Values("Idempotency-Key")); p != nil {
+		return refused(p)
 	}
 	body, isJSON, p := l.readPayload(r)
 	if p != nil {
-		return p
+		return refused(p)
 	}
+	l.metrics.calls.WithLabelValues("group").Inc()
+	span := l.tracer.Request(r, "/v1/push")
+	span.Set("dialring.group", q.group)
+	failed := ""
+	defer func() { span.End(failed) }()
 	push := peer.GroupPush{Group: q.group, Limit: groupPart, Durable: q.durable, TTLMS: q.ttl.Milliseconds(), JSON: isJSON, Body: body}
 	if push.Key = r.Header.Get("Idempotency-Key"); push.Key == "" && q.durable {
 		push.Key = "group:" + l.ids.Next() // a part that is asked for twice must not come twice
@@ -204,11 +225,14 @@ func (l *Locator) pushGroup(c echo.Context, q pushQuery) error {
 	for {
 		var got peer.GroupPushed
 		if p := l.groupCall(peer.OpGroupPush, q.group, q.durable, push, &got); p != nil {
+			failed = string(p.Code)
 			if push.After != "" {
 				p.Detail += " (" + strconv.Itoa(out.Members) + " members were pushed to before)"
 			}
 			return p
 		}
+		keyOf(c).counted(got.Members-len(got.Failed), true)
+		keyOf(c).counted(len(got.Failed), false)
 		out.Members += got.Members
 		out.Stored += got.Stored
 		out.Delivered += got.Delivered

@@ -1,6 +1,7 @@
 package locator
 
 import (
+	"errors"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -24,18 +25,14 @@ const (
 // userHandler answers a request of a user, whose query is q.
 type userHandler func(c echo.Context, who caller, q url.Values) error
 
-// asUser is what stands before everything that clients ask: it lets in pages of
-// allowed origins and addresses that do not ask too often, and finds out who
-// the user is.
+// asUser is what stands before everything that clients ask, behind admitted: it lets in
+// pages of allowed origins, and finds out who the user is.
 func (l *Locator) asUser(next userHandler) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		r := c.Request()
 		l.origins.CORS(c.Response().Header(), r)
 		if !l.origins.Allow(r) {
 			return wrongOrigin()
-		}
-		if p := l.limiter.Check(r); p != nil {
-			return p
 		}
 		q, err := url.ParseQuery(r.URL.RawQuery)
 		if err != nil {
@@ -45,15 +42,43 @@ func (l *Locator) asUser(next userHandler) echo.HandlerFunc {
 		if p != nil {
 			return p
 		}
+		if !l.perUser.Allow(who.user) {
+			l.limited(limitUser)
+			return wire.NewProblem(http.StatusTooManyRequests, wire.CodeRateLimited, "too many locates of this user; at most %d a second", l.perUser.PerSecond())
+		}
 		return next(c, who, q)
 	}
+}
+
+// measured counts a locate, by what becomes of it.
+func (l *Locator) measured(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		start := time.Now()
+		err := next(c)
+		if err == nil {
+			l.metrics.located.Inc()
+		} else {
+			l.metrics.locates.WithLabelValues(codeOf(err)).Inc()
+		}
+		l.metrics.locating.Observe(time.Since(start).Seconds())
+		return err
+	}
+}
+
+// codeOf is what a metric says of a call that failed.
+func codeOf(err error) string {
+	var p *wire.Problem
+	if errors.As(err, &p) {
+		return string(p.Code)
+	}
+	return string(wire.CodeInternal)
 }
 
 // locate tells a client which node owns its user, and after a crash when to dial
 // it. Nothing on this path does I/O: the ring and the keys are in memory.
 func (l *Locator) locate(c echo.Context, who caller, q url.Values) error {
 	r, user := c.Request(), who.user
-	req, p := locateRequest(r, q)
+	req, p := l.locateRequest(r, q)
 	if p != nil {
 		return p
 	}
@@ -75,7 +100,9 @@ func (l *Locator) locate(c echo.Context, who caller, q url.Values) error {
 	if len(who.sendTo) > 0 && len(t) > ticket.MaxBytes-ticket.MoveBytes {
 		return badRequest("the claim send_to of the user token does not fit into a ticket: use fewer or shorter entries, or prefixes")
 	}
-	l.metrics.locates.Inc()
+	if wait > 0 {
+		l.metrics.delayed.Inc()
+	}
 	c.Response().Header()["Cache-Control"] = noStore
 	return httpd.JSON(c.Response(), appendLocate(make([]byte, 0, 1024), user, req.Device, owner, t, cur, wait))
 }
@@ -91,7 +118,14 @@ func badRequest(format string, args ...any) *wire.Problem {
 // callerOf returns whose locate it is: by the token, and in development mode also
 // by the query.
 func (l *Locator) callerOf(r *http.Request, q url.Values) (caller, *wire.Problem) {
-	unauthorized := func(detail string) *wire.Problem {
+	unauthorized := func(e *tokenError) *wire.Problem {
+		l.refusedToken(r, e)
+		detail := e.detail
+		if e.reason == tokenNoKeys { // not the token's fault
+			p := wire.NewProblem(http.StatusServiceUnavailable, wire.CodeStoreUnavailable, "%s", detail)
+			p.RetryAfter = int(jwksFirst.Seconds())
+			return p
+		}
 		p := wire.NewProblem(http.StatusUnauthorized, wire.CodeUnauthorized, "%s", detail)
 		p.Header = [2]string{"WWW-Authenticate", "Bearer"}
 		return p
@@ -99,16 +133,20 @@ func (l *Locator) callerOf(r *http.Request, q url.Values) (caller, *wire.Problem
 	if token, ok := httpd.Bearer(r); ok && l.tokens != nil {
 		who, err := l.tokens.caller(token)
 		if err != nil {
-			return caller{}, unauthorized(err.Error())
+			var e *tokenError
+			if !errors.As(err, &e) {
+				e = &tokenError{reason: tokenMalformed, detail: invalidToken, err: err}
+			}
+			return caller{}, unauthorized(e)
 		}
 		if since := l.revoked.Since(who.user); who.issued.Before(since) {
-			return caller{}, unauthorized("the user token was revoked: log in again")
+			return caller{}, unauthorized(&tokenError{reason: tokenRevoked, detail: "the user token was revoked: log in again", user: who.user})
 		}
 		return who, nil
 	}
 	if l.cfg.dev {
 		if !q.Has("user") {
-			return caller{}, unauthorized("say who you are: ?user=alice in development mode, or a user token as Authorization: Bearer")
+			return caller{}, unauthorized(&tokenError{reason: tokenMissing, detail: "say who you are: ?user=alice in development mode, or a user token as Authorization: Bearer"})
 		}
 		if err := wire.CheckUser(q.Get("user")); err != nil {
 			return caller{}, badRequest("user: %v", err)
@@ -122,17 +160,32 @@ func (l *Locator) callerOf(r *http.Request, q url.Values) (caller, *wire.Problem
 		}
 		return who, nil
 	}
-	return caller{}, unauthorized("a user token is missing: send it as Authorization: Bearer <token>")
+	return caller{}, unauthorized(&tokenError{reason: tokenMissing, detail: "a user token is missing: send it as Authorization: Bearer <token>"})
+}
+
+// refusedToken counts a refusal, and tells the log what the stranger is not told.
+func (l *Locator) refusedToken(r *http.Request, e *tokenError) {
+	l.metrics.refused.WithLabelValues(credentialToken, e.reason).Inc()
+	skipped, say := l.refusals.Next(credentialToken + e.reason)
+	if !say {
+		return
+	}
+	why := ""
+	if e.err != nil {
+		why = httpd.Cut(e.err.Error())
+	}
+	l.log.Info("a user token is refused", "event", "token_refused", "reason", e.reason, "remote", r.RemoteAddr, "user", httpd.Cut(e.user),
+		"kid", httpd.Cut(e.kid), "alg", httpd.Cut(e.alg), "why", why, "skipped", skipped)
 }
 
 // locateRequest reads device and failed from the query and the body, which
 // wins. A device that is not given is made up.
-func locateRequest(r *http.Request, q url.Values) (wire.LocateRequest, *wire.Problem) {
+func (l *Locator) locateRequest(r *http.Request, q url.Values) (wire.LocateRequest, *wire.Problem) {
 	req := wire.LocateRequest{Device: q.Get("device")}
 	if f := q.Get("failed"); f != "" {
 		req.Failed = strings.Split(f, ",")
 	}
-	b, p := httpd.ReadBody(r, maxLocateBody)
+	b, p := l.readBody(r, maxLocateBody)
 	if p != nil {
 		return req, p
 	}

@@ -8,6 +8,7 @@ package locator
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -18,36 +19,49 @@ import (
 	"github.com/labstack/echo/v4"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/dialring/dialring/internal/certs"
 	"github.com/dialring/dialring/internal/cluster"
 	"github.com/dialring/dialring/internal/httpd"
 	"github.com/dialring/dialring/internal/natsd"
+	"github.com/dialring/dialring/internal/relay"
 	"github.com/dialring/dialring/internal/ticket"
+	"github.com/dialring/dialring/internal/tracing"
 	"github.com/dialring/dialring/internal/wire"
 )
 
 // Locator is one locator of a cluster. Make it with New; Run runs it, once.
 type Locator struct {
-	cfg     Config
-	log     *slog.Logger
-	id      string
-	signer  *ticket.Signer
-	keys    apiKeys
-	ids     wire.IDs
-	limiter *httpd.Limiter
-	origins httpd.Origins
+	cfg      Config
+	log      *slog.Logger
+	id       string
+	signer   *ticket.Signer
+	keys     *apiKeys
+	refusals httpd.Refusals // of credentials, in the log
+	ids      wire.IDs
+	limiter  httpd.AddressLimiter
+	perUser  *httpd.Limiter[string] // locates
+	locates  *httpd.Overload
+	waiting  *httpd.Waiting                     // connections of clients and services
+	calls    *httpd.InFlight[[sha256.Size]byte] // of services, by API key
+	origins  httpd.Origins
 
 	// Set by Run, before anything is served.
-	ctx     context.Context
-	front   context.Context // ends when no more requests are taken
-	tokens  *userTokens     // nil: development mode without
-	nats    *cluster.Conn
-	rings   *cluster.Rings
-	book    *cluster.Keys
-	keeper  *cluster.Keeper
-	revoked *cluster.Revocations
-	router  *router
-	storm   storm
-	metrics *metrics
+	ctx      context.Context
+	front    context.Context // ends when no more requests are taken
+	peerTLS  *certs.Files    // nil: peer calls without
+	tokens   *userTokens     // nil: development mode without
+	nats     *cluster.Conn
+	embedded *natsd.Server // nil: NATS is elsewhere
+	rings    *cluster.Rings
+	book     *cluster.Keys
+	keeper   *cluster.Keeper
+	revoked  *cluster.Revocations
+	router   *router
+	storm    storm
+	edge     edge
+	metrics  *metrics
+	tracer   *tracing.Tracer // nil: nothing is traced
+	viewers  *viewers        // of the dashboard
 
 	listening chan struct{}
 	addrs     Addrs
@@ -64,16 +78,30 @@ func New(cfg Config) (*Locator, error) {
 		return nil, err
 	}
 	boot := wire.RandomID(5)
-	l := &Locator{cfg: cfg, log: cfg.Log, id: hostID(boot), signer: ticket.NewSigner(), keys: newAPIKeys(cfg.APIKeys),
+	l := &Locator{cfg: cfg, log: cfg.Log, id: hostID(boot), signer: ticket.NewSigner(),
 		listening: make(chan struct{})}
 	l.log = cfg.Log.With("locator", l.id)
+	l.keys = newAPIKeys(&cfg, l.log)
 	l.ids.Prefix = boot + "-"
 	l.origins = httpd.Origins{Allowed: cfg.AllowedOrigins, Dev: cfg.dev}
-	rate := cfg.RatePerAddress
-	if cfg.dev {
-		rate = 0
+	perAddress, perUser, perKey := cfg.RatePerAddress, cfg.RatePerUser, cfg.CallsPerKey
+	if cfg.dev { // where all share one address and one key
+		perAddress, perUser, perKey = 0, 0, 0
 	}
-	l.limiter = httpd.NewLimiter(rate)
+	l.limiter = httpd.NewAddressLimiter(perAddress)
+	l.perUser = httpd.NewLimiter[string](perUser, 0)
+	l.locates = httpd.NewOverload(maxLocates)
+	l.calls = httpd.NewInFlight[[sha256.Size]byte](perKey, int64(cfg.CallBytes)/2, int64(cfg.CallBytes), fewBytes, int64(cfg.CallBytes)/4)
+	most, pairs := connections(cfg.MaxConnections, cfg.Edge, httpd.ConnectionLimit(cfg.ReservedFiles))
+	l.waiting = httpd.NewWaiting(most, 4*max(0, perAddress), func(byAddress bool) {
+		if byAddress {
+			l.limited(limitAddressConnections)
+		} else {
+			l.limited(limitConnections)
+		}
+	})
+	l.waiting.Exempt = cfg.proxies.Has
+	l.edge = edge{l: l, most: pairs, pairs: map[*relay.Pair]struct{}{}}
 	return l, nil
 }
 
@@ -95,6 +123,19 @@ func (l *Locator) Run(ctx context.Context) error {
 		return fmt.Errorf("%w: choose another DIALRING_LISTEN", err)
 	}
 	defer public.Close()
+	cert, err := certs.Load(l.cfg.certificate(), l.log)
+	if err != nil {
+		return err
+	}
+	if l.peerTLS, err = certs.Load(l.cfg.peerTLS(), l.log); err != nil {
+		return err
+	}
+	natsTLS := l.peerTLS
+	if own := l.cfg.natsTLS(); !own.None() {
+		if natsTLS, err = certs.Load(own.Or(l.cfg.peerTLS()), l.log); err != nil {
+			return err
+		}
+	}
 	admin, err := net.Listen("tcp", l.cfg.AdminListen)
 	if err != nil {
 		return fmt.Errorf("%w: choose another DIALRING_ADMIN_LISTEN", err)
@@ -110,60 +151,88 @@ func (l *Locator) Run(ctx context.Context) error {
 	if l.tokens, err = newUserTokens(background, &l.cfg); err != nil {
 		return err
 	}
-	options := cluster.Options{URL: l.cfg.NATSURL, Token: string(l.cfg.NATSToken), CredsFile: l.cfg.NATSCreds,
-		Cluster: l.cfg.Cluster, Name: "dialring locator " + l.id, Log: l.log}
+	options := cluster.Options{URL: l.cfg.NATSURL, Token: string(l.cfg.NATSToken), CredsFile: l.cfg.NATSCreds, TLS: natsTLS,
+		Cluster: l.cfg.Cluster, Identity: cluster.Identity{Locator: l.cfg.authority}, Role: "locator", Name: "dialring locator " + l.id, PendingBytes: l.cfg.NATSPendingBytes, Log: l.log}
 	var syncer cluster.Syncer
 	if l.cfg.embedsNATS() {
-		o := natsd.Options{Name: l.id, Listen: l.cfg.NATSListen, Dir: l.cfg.DataDir, Token: string(l.cfg.NATSToken), Log: l.log}
-		always := l.cfg.DataSync == "always"
-		if always {
-			o.Name, o.SyncEvery = cluster.SyncedName+l.id, time.Second
-		}
-		s, err := natsd.Start(ctx, o)
-		if err != nil {
+		if l.embedded, syncer, err = l.startNATS(ctx); err != nil {
 			return err
 		}
-		defer s.Stop()
-		if always {
-			syncer = s
+		defer l.embedded.Stop()
+		options.InProcess = l.embedded
+		l.addrs.NATS = "nats://" + l.embedded.Addr()
+		if l.peerTLS != nil {
+			l.addrs.NATS = "tls://" + l.embedded.Addr()
 		}
-		options.InProcess = s
-		l.addrs.NATS = "nats://" + s.Addr()
 	}
 	if l.nats, err = cluster.Connect(options); err != nil {
 		return err
 	}
 	defer l.nats.Close()
 	l.rings = cluster.NewRings(l.nats, l.log)
-	l.book = cluster.NewKeys(l.nats, l.rings, l.log, l.signer, "locator:"+l.id)
+	l.book = cluster.NewKeys(l.nats, l.rings, l.log, l.signer, ticket.FromLocator+l.id)
 	l.keeper = cluster.NewKeeper(l.nats, l.rings, l.log, l.id, l.cfg.dev)
-	l.router = newRouter(l.rings, l.keeper, l.signer, "locator:"+l.id, l.log)
+	l.router = newRouter(l.rings, l.keeper, l.signer, ticket.FromLocator+l.id, l.log)
+	l.keeper.TLS, l.router.links.TLS = l.peerTLS, l.peerTLS
+	l.router.links.Guard = cluster.GuardOf(l.cfg.dev)
 	l.keeper.Behind = l.router.sendRing
 	l.revoked = cluster.NewRevocations(l.nats, l.log)
-	l.metrics = l.newMetrics()
+	l.metrics = l.newMetrics(cert, l.peerTLS)
+	l.keeper.Probed = l.metrics.probed
+	if err := l.keys.start(l.metrics.byKey); err != nil {
+		return err
+	}
+	l.warnShort()
+	if l.tracer, err = tracing.New(tracing.Options{Endpoint: l.cfg.OTLPEndpoint, Ratio: l.cfg.TraceRatio, Service: "locator", Instance: l.id, Cluster: l.cfg.Cluster, Log: l.log}); err != nil {
+		return err
+	}
+	defer l.tracer.Close()
 
+	g.Go(func() error { l.peerTLS.Run(background); return nil })
+	if natsTLS != l.peerTLS {
+		g.Go(func() error { natsTLS.Run(background); return nil })
+	}
 	g.Go(func() error { return l.rings.Run(background) })
 	g.Go(func() error { return l.book.Run(background) })
 	if syncer != nil {
 		g.Go(func() error { return cluster.ServeSync(background, l.nats, syncer) })
 	}
+	if l.embedded != nil {
+		g.Go(func() error { return l.watchNATS(background) })
+	}
+	g.Go(func() error { return cluster.RaiseReplicas(background, l.nats) })
 	g.Go(func() error { return l.keeper.Run(background) })
 	g.Go(func() error { return l.revoked.Run(background) })
 	g.Go(func() error { l.router.run(background, l.book.Published()); return nil })
 	g.Go(func() error { l.beat(background); return nil })
 	g.Go(func() error { l.storm.follow(background, l.rings); return nil })
+	g.Go(func() error { l.countRings(background); return nil })
 	g.Go(func() error { l.signer.Fill(background); return nil })
 	front, endFront := context.WithCancel(ctx)
 	l.front = front
 	defer endFront()
 	context.AfterFunc(background, endFront) // when a part fails
+	changes := &timeline{rings: l.rings, published: l.nats.PublishedRings, log: l.log}
+	l.viewers = &viewers{source: &boardSource{l: l, timeline: changes}, ended: front.Done()}
+	g.Go(func() error { changes.run(background); return nil })
+	g.Go(func() error { l.viewers.run(background); return nil })
 	var fronts errgroup.Group
-	fronts.Go(func() error { return httpd.Serve(front, public, l.handler(), l.log) })
-	fronts.Go(func() error { return httpd.Serve(front, admin, httpd.Admin(admin, l.ready, l.metrics.registry), l.log) })
+	fronts.Go(func() error { cert.Run(front); return nil })
+	fronts.Go(func() error { l.keys.run(front); return nil })
+	if !httpd.OnLoopback(admin.Addr()) {
+		admin = cert.Listener(admin)
+	}
+	fronts.Go(func() error {
+		return httpd.Serve(front, cert.Listener(httpd.Fresh(public, cert != nil)), l.cfg.proxies.Client(l.handler()), l.log, l.waiting.Tune)
+	})
+	fronts.Go(func() error {
+		return httpd.Serve(front, admin, l.adminHandler(admin.Addr()), l.log, httpd.NewWaiting(maxAdmin, 0, func(bool) { l.limited(limitAdmin) }).Tune)
+	})
 	l.log.Info("listening", "event", "listening", "listen", l.addrs.Listen, "admin", l.addrs.Admin, "nats", l.addrs.NATS)
 	close(l.listening)
 
 	err = fronts.Wait()
+	l.edge.close()
 	stop()
 	return errors.Join(err, g.Wait())
 }
@@ -171,21 +240,26 @@ func (l *Locator) Run(ctx context.Context) error {
 // handler has the routes of the contract.
 func (l *Locator) handler() http.Handler {
 	e := httpd.New(l.log)
-	e.POST("/v1/locate", l.asUser(l.locate), l.started)
-	e.GET("/v1/locate", l.asUser(l.locate), l.started)
+	e.POST("/v1/locate", l.asUser(l.locate), l.measured, l.admitted, l.started)
+	e.GET("/v1/locate", l.asUser(l.locate), l.measured, l.admitted, l.started)
 	e.OPTIONS("/v1/locate", l.preflight)
-	e.POST("/v1/push/*", l.pushOne, l.keys.require, l.started)
-	e.POST("/v1/push", l.pushMany, l.keys.require, l.started)
-	e.POST("/v1/broadcast", l.broadcast, l.keys.require, l.started)
-	e.GET("/v1/users/*", l.getUser, l.keys.require, l.started)
-	e.DELETE("/v1/users/*", l.kick, l.keys.require, l.started)
-	e.POST("/v1/presence", l.presence, l.keys.require, l.started)
-	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete} {
-		e.Add(method, "/v1/groups/*", l.groups, l.keys.require, l.started)
+	push, read, admin := l.service(wire.ScopePush), l.service(wire.ScopeRead), l.needs(wire.ScopeAdmin)
+	e.POST("/v1/push/*", l.pushOne, push, l.started)
+	e.POST("/v1/push", l.pushMany, push, l.started)
+	e.POST("/v1/broadcast", l.broadcast, push, l.everybody, l.started)
+	e.GET("/v1/users/*", l.getUser, read, l.started)
+	e.DELETE("/v1/users/*", l.kick, l.known, l.audited(actKick, kickTarget), admin, l.started)
+	e.POST("/v1/presence", l.presence, read, l.started)
+	e.GET("/v1/groups/*", l.groups, read, l.started)
+	for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodDelete} {
+		e.Add(method, "/v1/groups/*", l.groups, l.known, l.audited(actGroup, groupTarget), admin, l.started)
 	}
-	e.GET("/v1/ring", l.getRing, l.keys.require)
-	e.POST("/v1/ring/plan", l.plan, l.keys.require, l.started)
-	e.POST("/v1/nodes/:node/drain", l.drain, l.keys.require, l.started)
+	e.GET("/v1/ring", l.getRing, read, l.everybody)
+	e.POST("/v1/ring/plan", l.plan, read, l.everybody, l.started)
+	e.POST("/v1/nodes/:node/drain", l.drain, l.known, l.audited(actDrain, drainTarget), admin, l.everybody, l.started)
+	if l.cfg.Edge {
+		e.GET(edgePrefix+"*", l.edge.handle, l.started)
+	}
 	e.GET("/v1/openapi.json", l.openAPI)
 	e.GET("/healthz", echo.WrapHandler(http.HandlerFunc(httpd.Healthz)))
 	e.GET("/readyz", echo.WrapHandler(httpd.Readyz(l.ready)))
@@ -210,8 +284,14 @@ func (l *Locator) started(next echo.HandlerFunc) echo.HandlerFunc {
 }
 
 // ready says why clients and services should not be sent here. NATS being away
-// is no reason: the ring is in memory.
+// is no reason: the ring is in memory. That its own NATS has not caught up yet is one,
+// once: who restarts locators one after the other waits for that.
 func (l *Locator) ready() error {
+	if l.embedded != nil {
+		if err := l.embedded.Waits(); err != nil {
+			return err
+		}
+	}
 	select {
 	case <-l.book.Published():
 	default:
@@ -222,7 +302,8 @@ func (l *Locator) ready() error {
 	default:
 		return errors.New("it is not read yet which tokens are revoked: is NATS there?")
 	}
-	if len(l.rings.Current().Nodes) == 0 {
+	// A node joins through a locator that relays: that one has to be ready before.
+	if len(l.rings.Current().Nodes) == 0 && !l.cfg.Edge {
 		return errors.New("no node is in the ring")
 	}
 	return nil

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/dialring/dialring/internal/httpd"
+	"github.com/dialring/dialring/internal/metric"
 	"github.com/dialring/dialring/internal/peer"
 	"github.com/dialring/dialring/internal/route"
 	"github.com/dialring/dialring/internal/wire"
@@ -43,38 +44,62 @@ type pushQuery struct {
 	wait    time.Duration // for an acknowledgement; 0: not at all
 }
 
+// maxTraced is how many messages of one call are traced to their nodes.
+const maxTraced = 16
+
 // ackWait is how long wait=ack waits without timeout_ms.
 const ackWait = 5 * time.Second
 
 // pushOne: POST /v1/push/{user}. The body is the payload.
 func (l *Locator) pushOne(c echo.Context) error {
-	r := c.Request()
-	user, err := wire.PathUser(r.URL, "/v1/push/", "")
+	user, err := wire.PathUser(c.Request().URL, "/v1/push/", "")
 	if err != nil {
-		return badRequest("%v", err)
+		return l.refusedPush(keyOf(c), true, badRequest("%v", err))
 	}
+	if p := l.reach(c, user); p != nil {
+		return l.refusedPush(keyOf(c), true, p)
+	}
+	return l.pushTo(c, user)
+}
+
+// refusedPush counts a push that got no further.
+func (l *Locator) refusedPush(k *apiKey, durable bool, p *wire.Problem) *wire.Problem {
+	k.counted(1, false)
+	l.metrics.pushes.WithLabelValues(metric.Kinds[metric.Kind(durable)], string(p.Code)).Inc()
+	return p
+}
+
+// pushTo pushes the body of a request to a user.
+func (l *Locator) pushTo(c echo.Context, user string) error {
+	r := c.Request()
+	l.metrics.callOne.Inc()
 	q, p := readPushQuery(r)
+	if p == nil && q.group != "" {
+		p = badRequest("a push is to a user or to a group: POST /v1/push?group=")
+	}
+	if p == nil {
+		p = checkKey(r.Header.Values("Idempotency-Key"))
+	}
+	var body []byte
+	var isJSON bool
+	if p == nil {
+		body, isJSON, p = l.readPayload(r)
+	}
 	if p != nil {
-		return p
+		return l.refusedPush(keyOf(c), q.durable, p)
 	}
-	if q.group != "" {
-		return badRequest("a push is to a user or to a group: POST /v1/push?group=")
-	}
-	if p := checkKey(r.Header.Values("Idempotency-Key")); p != nil {
-		return p
-	}
-	body, isJSON, p := l.readPayload(r)
-	if p != nil {
-		return p
-	}
-	j := &job{Job: route.Job{Call: peer.Call{Op: peer.OpPush, User: user, Device: q.device, ID: l.ids.Next(), JSON: isJSON, Body: body,
-		Durable: q.durable, TTL: q.ttl, Key: r.Header.Get("Idempotency-Key")}, Group: route.NewGroup(1)}}
+	span := l.tracer.Request(r, "/v1/push/{user}")
+	j := &job{key: keyOf(c), start: time.Now(), Job: route.Job{Call: peer.Call{Op: peer.OpPush, User: user, Device: q.device, ID: l.ids.Next(), JSON: isJSON, Body: body,
+		Durable: q.durable, TTL: q.ttl, Key: r.Header.Get("Idempotency-Key"), Trace: span.Carrier()}, Group: route.NewGroup(1)}}
 	l.router.Send(l.ctx, &j.Job)
 	<-j.Group.Done
 	res, p := l.result(j)
 	if p != nil {
+		span.End(string(p.Code))
 		return p
 	}
+	span.Set("dialring.node", res.Node)
+	defer span.End("")
 	if q.wait > 0 && res.Seq > 0 {
 		res.Acked = l.router.awaitAck(r.Context(), user, res.Seq, q.wait)
 	}
@@ -84,17 +109,26 @@ func (l *Locator) pushOne(c echo.Context) error {
 // job is a push of a service.
 type job struct {
 	route.Job
+	key   *apiKey
+	start time.Time
 	acked int // sessions that acknowledged it, if the caller waits for that
 }
 
 // result is what the caller is told of a job.
 func (l *Locator) result(j *job) (wire.PushResult, *wire.Problem) {
 	res, p := j.Result()
-	if p != nil {
-		l.metrics.pushes.WithLabelValues(string(p.Code)).Inc()
+	kind := metric.Kind(j.Durable)
+	j.key.counted(1, p == nil)
+	switch {
+	case p != nil:
+		l.metrics.pushes.WithLabelValues(metric.Kinds[kind], string(p.Code)).Inc()
 		return res, p
+	case res.Duplicate:
+		l.metrics.pushes.WithLabelValues(metric.Kinds[kind], resultDuplicate).Inc()
+	default:
+		l.metrics.pushed[kind].Inc()
 	}
-	l.metrics.pushed.Inc()
+	l.metrics.pushing[kind].Observe(time.Since(j.start).Seconds())
 	res.Acked = j.acked
 	return res, nil
 }
@@ -102,7 +136,7 @@ func (l *Locator) result(j *job) (wire.PushResult, *wire.Problem) {
 // readPayload reads the body of a push, which is the message, and tells whether it is
 // JSON.
 func (l *Locator) readPayload(r *http.Request) (body []byte, isJSON bool, p *wire.Problem) {
-	if body, p = httpd.ReadBody(r, l.cfg.MaxMessageBytes); p != nil {
+	if body, p = l.readBody(r, l.cfg.MaxMessageBytes); p != nil {
 		return nil, false, p
 	}
 	if isJSON, p = isJSONBody(r); p != nil {
@@ -201,7 +235,7 @@ func readPushQuery(r *http.Request) (pushQuery, *wire.Problem) {
 			}
 			wait = true
 		default:
-			return q, badRequest("the query has %q; it may have durable, device, group, ttl_ms, wait and timeout_ms", name)
+			return q, badRequest("the query has %q; it may have durable, device, group, ttl_ms, wait and timeout_ms", httpd.Cut(name))
 		}
 	}
 	if q.device != "" {
@@ -253,13 +287,16 @@ func (l *Locator) pushMany(c echo.Context) error {
 	if q.group != "" {
 		return l.pushGroup(c, q)
 	}
-	body, p := readJSONBody(r, wire.MaxCallBytes)
+	body, p := l.readJSON(r, l.cfg.MaxBodyBytes)
 	if p != nil {
 		return p
 	}
 	var req manyRequest
 	if err := wire.DecodeJSON(body, &req); err != nil {
 		return badRequest("the body: %v", err)
+	}
+	if p := l.checkBatch(max(len(req.Users), len(req.Messages))); p != nil {
+		return p
 	}
 	messages, p := req.messages()
 	if p != nil {
@@ -278,14 +315,19 @@ func (l *Locator) pushMany(c echo.Context) error {
 		}
 	}
 
+	l.metrics.calls.WithLabelValues("many").Inc()
+	span := l.tracer.Request(r, "/v1/push")
+	span.SetInt("dialring.messages", len(messages))
+	defer span.End("")
+	trace, start := span.Carrier(), time.Now()
 	halves := wire.HalfEscapes(body)
-	jobs := make([]job, len(messages))
+	jobs, key := make([]job, len(messages)), keyOf(c)
 	g := route.NewGroup(len(messages))
 	g.Window = semaphore.NewWeighted(callWindow)
 	for i, m := range messages {
 		j := &jobs[i]
-		j.Group = g
-		if j.Problem = l.checkMessage(m); j.Problem == nil && wire.BrokenID(m.User, halves) {
+		j.Group, j.key, j.start, j.Durable = g, key, start, q.durable
+		if j.Problem = l.checkMessage(r, key, m); j.Problem == nil && wire.BrokenID(m.User, halves) {
 			j.Problem = badRequest("the user id has an escape that is no character")
 		}
 		if j.Problem != nil {
@@ -294,6 +336,9 @@ func (l *Locator) pushMany(c echo.Context) error {
 		}
 		j.Call = peer.Call{Op: peer.OpPush, User: m.User, Device: q.device, ID: l.ids.Next(), JSON: true, Body: m.Data,
 			Durable: q.durable, TTL: q.ttl, Key: m.ID}
+		if i < maxTraced {
+			j.Trace = trace
+		}
 		j.Weight = max(len(m.Data), leastWeight)
 		if err := g.Window.Acquire(l.ctx, int64(j.Weight)); err != nil {
 			j.Weight = 0
@@ -316,19 +361,6 @@ func (l *Locator) pushMany(c echo.Context) error {
 	return httpd.JSON(c.Response(), l.results(messages, jobs))
 }
 
-// readJSONBody reads a body that must be JSON.
-func readJSONBody(r *http.Request, limit int) ([]byte, *wire.Problem) {
-	body, p := httpd.ReadBody(r, limit)
-	if p != nil {
-		return nil, p
-	}
-	isJSON, p := isJSONBody(r)
-	if p == nil && !isJSON {
-		p = wire.NewProblem(http.StatusUnsupportedMediaType, wire.CodeInvalidRequest, "this call takes JSON: send Content-Type: application/json")
-	}
-	return body, p
-}
-
 // messages lists the messages of both forms of the call.
 func (r *manyRequest) messages() ([]manyMessage, *wire.Problem) {
 	switch n := max(len(r.Users), len(r.Messages)); {
@@ -336,8 +368,6 @@ func (r *manyRequest) messages() ([]manyMessage, *wire.Problem) {
 		return nil, badRequest("the body has users and messages; send one of the two")
 	case n == 0:
 		return nil, badRequest(`the body must name users: {"users":["a","b"],"data":…} or {"messages":[{"user":"a","data":…}]}`)
-	case n > wire.MaxUsersPerCall:
-		return nil, badRequest("the call names %d users; at most %d are allowed", n, wire.MaxUsersPerCall)
 	}
 	if r.Messages != nil {
 		return r.Messages, nil
@@ -353,14 +383,18 @@ func (r *manyRequest) messages() ([]manyMessage, *wire.Problem) {
 }
 
 // checkMessage refuses one message of a call; the others go on.
-func (l *Locator) checkMessage(m manyMessage) *wire.Problem {
+func (l *Locator) checkMessage(r *http.Request, k *apiKey, m manyMessage) *wire.Problem {
 	if err := wire.CheckUser(m.User); err != nil {
 		return badRequest("%v", err)
 	}
 	switch {
+	case !k.reaches(m.User):
+		l.refusedKey(r, keyUsers, k.name, "target", httpd.Cut(m.User))
+		return notReached()
 	case m.Data == nil:
 		return badRequest("the message has no data")
 	case len(m.Data) > l.cfg.MaxMessageBytes:
+		l.limited(limitBody)
 		return wire.NewProblem(http.StatusRequestEntityTooLarge, wire.CodeTooLarge, "the message has %d bytes; at most %d are allowed", len(m.Data), l.cfg.MaxMessageBytes)
 	case len(m.ID) > wire.MaxIdempotencyKey:
 		return badRequest("an id has at most %d bytes, this one has %d", wire.MaxIdempotencyKey, len(m.ID))
@@ -389,13 +423,16 @@ func (l *Locator) results(messages []manyMessage, jobs []job) []byte {
 	return append(b, "]}"...)
 }
 
+// broadcastEnvelope is what the body of a broadcast may have around its message.
+const broadcastEnvelope = 1024
+
 // broadcast: POST /v1/broadcast, to every connected session.
 func (l *Locator) broadcast(c echo.Context) error {
 	r := c.Request()
 	if r.URL.RawQuery != "" && r.URL.RawQuery != "durable=false" {
 		return badRequest("a broadcast takes no query; it goes to the sessions that are connected now")
 	}
-	body, p := readJSONBody(r, l.cfg.MaxMessageBytes+1024)
+	body, p := l.readJSON(r, l.cfg.MaxMessageBytes+broadcastEnvelope)
 	if p != nil {
 		return p
 	}
@@ -409,8 +446,11 @@ func (l *Locator) broadcast(c echo.Context) error {
 	case req.Data == nil:
 		return badRequest(`the body has no data: {"data":…}`)
 	case len(req.Data) > l.cfg.MaxMessageBytes:
+		l.limited(limitBody)
 		return wire.NewProblem(http.StatusRequestEntityTooLarge, wire.CodeTooLarge, "the message has %d bytes; at most %d are allowed", len(req.Data), l.cfg.MaxMessageBytes)
 	}
+	l.metrics.calls.WithLabelValues("broadcast").Inc()
+	keyOf(c).counted(1, true)
 	b, err := json.Marshal(l.router.broadcast(l.ids.Next(), req.Data))
 	if err != nil {
 		return err

@@ -17,6 +17,7 @@ import (
 	"github.com/labstack/echo/v4"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/dialring/dialring/internal/httpd"
 	"github.com/dialring/dialring/internal/peer"
 	"github.com/dialring/dialring/internal/route"
 	"github.com/dialring/dialring/internal/wire"
@@ -66,6 +67,9 @@ type streamed struct {
 // pushStream is one such call.
 type pushStream struct {
 	l       *Locator
+	r       *http.Request
+	key     *apiKey // what it may do, by
+	keys    *keySet // these
 	rc      *http.ResponseController
 	q       pushQuery
 	in      *bufio.Reader
@@ -94,11 +98,12 @@ func (l *Locator) pushStream(c echo.Context) error {
 	case r.Header.Get("Idempotency-Key") != "":
 		return badRequest("an Idempotency-Key does not go with a stream: each line has its own, in id")
 	}
+	l.metrics.calls.WithLabelValues("stream").Inc()
 	rc := http.NewResponseController(c.Response())
 	if err := rc.EnableFullDuplex(); err != nil {
 		return wire.NewProblem(http.StatusHTTPVersionNotSupported, wire.CodeInvalidRequest, "a stream needs HTTP/1.1")
 	}
-	s := &pushStream{l: l, rc: rc, q: q, in: bufio.NewReaderSize(&idleReader{r.Body, rc, l.front}, l.cfg.MaxMessageBytes+lineExtra),
+	s := &pushStream{l: l, r: r, key: keyOf(c), rc: rc, q: q, in: bufio.NewReaderSize(&idleReader{r.Body, rc, l.front}, l.cfg.MaxMessageBytes+lineExtra),
 		slots: make(chan struct{}, streamWindow), window: semaphore.NewWeighted(max(callWindow, int64(l.cfg.MaxMessageBytes))), results: make(chan *streamed, streamWindow)}
 	h := c.Response().Header()
 	h.Set("Content-Type", ndjson)
@@ -148,6 +153,9 @@ func (s *pushStream) read() *wire.Problem {
 			_, err = s.in.ReadSlice('\n')
 		}
 		if len(bytes.TrimSpace(b)) > 0 && (err == nil || errors.Is(err, io.EOF)) {
+			if p := s.stillAllowed(); p != nil {
+				return p
+			}
 			s.line++
 			s.slots <- struct{}{}
 			s.push(b, long)
@@ -166,13 +174,38 @@ func (s *pushStream) read() *wire.Problem {
 	}
 }
 
+// stillAllowed looks whether the key is good as it was when the stream began: a stream may
+// last for days, and a key that was taken away must not push until then.
+func (s *pushStream) stillAllowed() *wire.Problem {
+	keys := s.l.keys.set.Load()
+	if keys == s.keys {
+		return nil
+	}
+	s.keys = keys
+	token, _ := httpd.Bearer(s.r)
+	var p *wire.Problem
+	if s.key = keys.of(token); s.key == nil {
+		p = unknownKey()
+		s.l.refusedKey(s.r, keyUnknown, noName)
+	} else if !s.key.may(wire.ScopePush) {
+		p = noScope(wire.ScopePush)
+		s.l.refusedKey(s.r, keyScope, s.key.name, "scope", wire.ScopePush)
+	}
+	if p != nil {
+		p.Detail += "; it was good when the stream began, and lines behind " + strconv.Itoa(s.line) + " were not read"
+	}
+	return p
+}
+
 // push sends one line on its way; its result comes, whatever it is.
 func (s *pushStream) push(b []byte, long bool) {
-	m := &streamed{line: s.line}
+	m := &streamed{line: s.line, job: job{key: s.key, start: time.Now()}}
+	m.Durable = s.q.durable
 	m.Ended = func(*route.Job) { s.results <- m } // as many as there are slots find room
 	var in streamLine
 	switch err := wire.DecodeJSON(b, &in); {
 	case long:
+		s.l.limited(limitBody)
 		m.Problem = wire.NewProblem(http.StatusRequestEntityTooLarge, wire.CodeTooLarge, "the line is too long: a message has at most %d bytes", s.l.cfg.MaxMessageBytes)
 	case err != nil:
 		m.Problem = badRequest("the line: %v", err)
@@ -180,7 +213,7 @@ func (s *pushStream) push(b []byte, long bool) {
 		m.Problem = badRequest("%v", wire.CheckRef(in.Ref))
 	default:
 		m.user, m.ref = in.User, in.Ref
-		m.Problem = s.l.checkMessage(in.manyMessage)
+		m.Problem = s.l.checkMessage(s.r, s.key, in.manyMessage)
 		if m.Problem == nil && wire.BrokenID(in.User, wire.HalfEscapes(b)) {
 			m.Problem = badRequest("the user id has an escape that is no character")
 		}

@@ -60,7 +60,7 @@ func unreachable(node string) *wire.Problem {
 // plan: POST /v1/ring/plan says what a change of the ring would move, without
 // doing it: of the ring exactly, and of the sessions by asking the nodes.
 func (l *Locator) plan(c echo.Context) error {
-	body, p := readJSONBody(c.Request(), maxPlanBody)
+	body, p := l.readJSON(c.Request(), maxPlanBody)
 	if p != nil {
 		return p
 	}
@@ -117,13 +117,13 @@ func planned(cur *ring.Ring, req *wire.PlanRequest) (map[string]int, *wire.Probl
 		if err := wire.CheckNode(n.ID); err != nil {
 			return nil, badRequest("add: %v", err)
 		}
-		if n.Weight == 0 {
+		if n.Weight == 0 { // it is not given
 			n.Weight = 1
 		}
 		if n.Weight < 1 || n.Weight > ring.MaxWeight {
 			return nil, badRequest("add: weight %d of node %s is not within 1 to %d", n.Weight, n.ID, ring.MaxWeight)
 		}
-		members[n.ID] = n.Weight
+		members[n.ID] = int(n.Weight)
 	}
 	if len(members) == 0 {
 		return nil, badRequest("no node would be left")

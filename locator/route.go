@@ -80,7 +80,7 @@ func (r *router) run(ctx context.Context, published <-chan struct{}) {
 func (r *router) sendRing(n ring.Node, d ring.Document) {
 	e := r.encoded.Load()
 	if e == nil || e.epoch != d.Epoch || e.hash != d.Hash { // a large one takes a while, and many nodes may want it
-		b, err := d.Encode()
+		b, err := r.rings.Encode(d)
 		if err != nil {
 			r.log.Error("the ring cannot be encoded", "event", "ring_unsent", "error", err)
 			return

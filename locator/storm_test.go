@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -175,7 +176,7 @@ func TestStormNone(t *testing.T) {
 
 func TestPlanned(t *testing.T) {
 	cur := stormRing(1, 1, "a", "b")
-	add := func(id string, w int) []wire.PlanNode { return []wire.PlanNode{{ID: id, Weight: w}} }
+	add := func(id string, w int) []wire.PlanNode { return []wire.PlanNode{{ID: id, Weight: wire.PlanWeight(w)}} }
 	var many []wire.PlanNode
 	for i := range ring.MaxNodes - 1 {
 		many = append(many, wire.PlanNode{ID: fmt.Sprintf("n%d", i)})
@@ -236,5 +237,27 @@ func TestStormLeaving(t *testing.T) {
 	}
 	if hit, _ := s.dials(r3, []*ring.Ring{r1}, 100, 1, late.Add(stormLasts)); zeros(hit) != len(hit) || s.lost.Load() != nil {
 		t.Errorf("a minute after its end %d of %d are let in at once", zeros(hit), len(hit))
+	}
+}
+
+// A weight may be missing, but what is given is a whole number from 1.
+func TestPlanWeights(t *testing.T) {
+	for weight, want := range map[string]int{"": 1, `,"weight":1`: 1, `,"weight":64`: 64,
+		`,"weight":0`: 0, `,"weight":null`: 0, `,"weight":-1`: 0, `,"weight":1.5`: 0, `,"weight":"2"`: 0, `,"weight":65`: 0} {
+		var req wire.PlanRequest
+		err := wire.DecodeJSON([]byte(`{"add":[{"id":"c"`+weight+`}]}`), &req)
+		got := 0
+		if err == nil {
+			members, p := planned(stormRing(1, 1, "a"), &req)
+			if (p != nil) != (want == 0) {
+				t.Errorf("%s: %v", weight, p)
+			}
+			got = members["c"]
+		} else if !strings.Contains(err.Error(), "no whole number from 1") {
+			t.Errorf("%s: %v", weight, err)
+		}
+		if got != want {
+			t.Errorf("%s is a weight of %d, want %d (0: refused)", weight, got, want)
+		}
 	}
 }

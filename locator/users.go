@@ -64,20 +64,30 @@ func (l *Locator) getUser(c echo.Context) error {
 	if err != nil {
 		return badRequest("%v", err)
 	}
-	j, p := l.askOwner(&peer.Call{Op: peer.OpSessions, User: user})
+	if p := l.reach(c, user); p != nil {
+		return p
+	}
+	out, _, p := l.userNow(user, nil)
 	if p != nil {
 		return p
 	}
-	out := wire.UserResponse{User: user, Node: j.Owner.ID, Epoch: j.Epoch}
-	var u peer.User
-	if err := json.Unmarshal(j.Reply.Body, &u); err != nil {
-		return err
+	return writeJSON(c, http.StatusOK, out)
+}
+
+// userNow asks a user's owner for the sessions, and what else a peer.UserQuery says.
+func (l *Locator) userNow(user string, query []byte) (out wire.UserResponse, u peer.User, p *wire.Problem) {
+	j, p := l.askOwner(&peer.Call{Op: peer.OpSessions, User: user, JSON: len(query) > 0, Body: query})
+	if p != nil {
+		return out, u, p
 	}
-	if out.Sessions, out.Head = u.Sessions, u.Head; out.Sessions == nil {
+	if err := json.Unmarshal(j.Reply.Body, &u); err != nil {
+		return out, u, wire.NewProblem(http.StatusInternalServerError, wire.CodeInternal, "node %s gives an answer that cannot be read", j.Owner.ID)
+	}
+	out = wire.UserResponse{User: user, Node: j.Owner.ID, Epoch: j.Epoch, Online: len(u.Sessions) > 0, Sessions: u.Sessions, Head: u.Head, HeadUnknown: u.HeadUnknown}
+	if out.Sessions == nil {
 		out.Sessions = []wire.Session{}
 	}
-	out.Online = len(out.Sessions) > 0
-	return writeJSON(c, http.StatusOK, out)
+	return out, u, nil
 }
 
 // kick: DELETE /v1/users/{user}/sessions?device=&session=
@@ -90,6 +100,14 @@ func (l *Locator) kick(c echo.Context) error {
 	if err != nil {
 		return badRequest("%v", err)
 	}
+	if p := l.reach(c, user); p != nil {
+		return p
+	}
+	return l.kickUser(c, user)
+}
+
+// kickUser ends the sessions of a user that the query says, and answers how many.
+func (l *Locator) kickUser(c echo.Context, user string) error {
 	k := peer.Kick{Code: wire.CloseKicked}
 	for name, v := range c.QueryParams() {
 		switch {
@@ -115,10 +133,11 @@ func (l *Locator) kick(c echo.Context) error {
 		}
 	}
 	if k.Revoke {
+		called(c, actRevoke)
 		if k.Device != "" || k.Session != "" {
 			return badRequest("revoke is about all tokens of the user: leave device and session out")
 		}
-		if err := l.revoked.Revoke(r.Context(), user, time.Now()); err != nil {
+		if err := l.revoked.Revoke(c.Request().Context(), user, time.Now()); err != nil {
 			l.log.Warn("tokens of a user could not be revoked", "event", "revoke_failed", "user", user, "error", err)
 			return wire.NewProblem(http.StatusServiceUnavailable, wire.CodeStoreUnavailable, "the revocation could not be stored: nothing was done; try again")
 		}
@@ -141,7 +160,7 @@ func (l *Locator) kick(c echo.Context) error {
 
 // presence: POST /v1/presence {"users":[…]}, one question to each node.
 func (l *Locator) presence(c echo.Context) error {
-	body, p := readJSONBody(c.Request(), wire.MaxCallBytes)
+	body, p := l.readJSON(c.Request(), l.cfg.MaxBodyBytes)
 	if p != nil {
 		return p
 	}
@@ -154,8 +173,8 @@ func (l *Locator) presence(c echo.Context) error {
 	if req.Users == nil {
 		return badRequest(`the body must name users: {"users":["a","b"]}`)
 	}
-	if len(req.Users) > wire.MaxUsersPerCall {
-		return badRequest("the call names %d users; at most %d are allowed", len(req.Users), wire.MaxUsersPerCall)
+	if p := l.checkBatch(len(req.Users)); p != nil {
+		return p
 	}
 	halves := wire.HalfEscapes(body)
 	for _, u := range req.Users {
@@ -165,6 +184,9 @@ func (l *Locator) presence(c echo.Context) error {
 		if wire.BrokenID(u, halves) {
 			return badRequest("users: a user id has an escape that is no character")
 		}
+	}
+	if p := l.reach(c, req.Users...); p != nil {
+		return p
 	}
 	online := map[string]int{}
 	end := time.Now().Add(route.Timeout)

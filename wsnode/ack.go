@@ -63,10 +63,12 @@ func (s *session) advancedLocked() {
 }
 
 func (s *session) ackedLocked(c inbox.Cursor) {
-	if c.Seq <= s.acked.Seq || c.Seq == s.at.Seq && c.Tag != s.at.Tag {
+	// A device that has no position yet may say where it began, before any message.
+	if s.placed && c.Seq <= s.acked.Seq || c.Seq == s.at.Seq && c.Tag != s.at.Tag {
 		return
 	}
-	s.acked = c
+	s.acked, s.placed = c, true
+	s.node.metrics.acks.Inc()
 	s.node.stored.positions.Note(s.user, s.device, c)
 	r := readersOf(s.log)
 	r.acked = max(r.acked, c.Seq)

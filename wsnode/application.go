@@ -48,9 +48,9 @@ func (n *Node) newApplication() application {
 	case appJetStream:
 		return keptApp{n}
 	default:
-		return &webhook{url: app, secret: []byte(n.cfg.AppSecret), limit: n.cfg.MaxMessageBytes, slots: make(chan struct{}, n.cfg.AppConcurrency), log: n.log, warn: rate.NewLimiter(1, 1),
+		return &webhook{url: app, busy: func() { n.limited(limitApplication) }, secret: []byte(n.cfg.AppSecret), limit: n.cfg.MaxMessageBytes, slots: newSlots(n.cfg.AppConcurrency), log: n.log, warn: rate.NewLimiter(1, 1),
 			client: &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-				Transport: &http.Transport{MaxIdleConnsPerHost: n.cfg.AppConcurrency, IdleConnTimeout: time.Minute, Proxy: http.ProxyFromEnvironment}}}
+				Transport: &http.Transport{MaxIdleConnsPerHost: n.cfg.AppConcurrency, MaxConnsPerHost: n.cfg.AppConcurrency, IdleConnTimeout: time.Minute, Proxy: http.ProxyFromEnvironment}}}
 	}
 }
 
@@ -126,8 +126,9 @@ func checkAnswer(data []byte, limit int) (json.RawMessage, *wire.Problem) {
 type webhook struct {
 	url    string
 	secret []byte
-	limit  int           // bytes of an answer
-	slots  chan struct{} // attempts at the same time
+	limit  int    // bytes of an answer
+	busy   func() // called when a message found no slot in time
+	slots  *slots // attempts at the same time, by user
 	client *http.Client
 	log    *slog.Logger
 	warn   *rate.Limiter
@@ -144,22 +145,21 @@ func (w *webhook) ask(ctx context.Context, m *wire.AppMessage) (json.RawMessage,
 	body := encodeMessage(m)
 	var last *wire.Problem
 	for pause := webhookPause; ; pause = min(2*pause, webhookMost) {
-		select {
-		case w.slots <- struct{}{}:
-		case <-ctx.Done():
+		if !w.slots.take(ctx, m.User) {
 			if last == nil {
+				w.busy()
 				last = wire.NewProblem(http.StatusServiceUnavailable, wire.CodeRateLimited, "the application is busy; try again later")
 			}
 			return nil, false, last
 		}
 		data, p, after := w.try(ctx, m.ID, body)
-		<-w.slots
+		w.slots.leave(m.User)
 		if after == 0 {
 			return data, false, p
 		}
 		last = p
 		// Full jitter, and never earlier than it asked for.
-		wait := max(after, rand.N(pause))
+		wait := max(after, rand.N(pause)) // #nosec G404 -- jitter
 		if end, ok := ctx.Deadline(); ok && time.Until(end) < wait {
 			w.failed(m.ID, p)
 			return nil, false, p

@@ -1,6 +1,7 @@
 package wsnode
 
 import (
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -73,7 +74,7 @@ func headed(op gws.Opcode, b []byte) []byte {
 	start := maxHeader - 2
 	switch {
 	case n < 126:
-		b[start+1] = byte(n)
+		b[start+1] = byte(n) // #nosec G115 -- below 126
 	case n < 1<<16:
 		start -= 2
 		b[start+1] = 126
@@ -107,10 +108,14 @@ func (c *lingering) Close() error {
 // abort closes at once and drops what the peer did not take.
 func (c *lingering) abort() {
 	c.closed.Store(true)
-	if t, ok := c.Conn.(*net.TCPConn); ok {
+	raw := c.Conn
+	if t, ok := raw.(*tls.Conn); ok {
+		raw = t.NetConn() // its own Close may wait for a peer that takes nothing
+	}
+	if t, ok := raw.(*net.TCPConn); ok {
 		_ = t.SetLinger(0)
 	}
-	_ = c.Conn.Close()
+	_ = raw.Close()
 }
 
 // finish is the reader's last call: it reads what the peer still sends, within

@@ -1,7 +1,6 @@
 package wsnode
 
 import (
-	"context"
 	"slices"
 	"time"
 
@@ -16,7 +15,7 @@ import (
 // goroutines of their own, so nothing here waits, unless the caller goes by a
 // newer ring than this node: then the batch waits for that, aside.
 func (n *Node) handle(b *peer.Batch) {
-	n.metrics.batches.Inc()
+	n.metrics.batches.Observe(float64(len(b.Calls)))
 	if n.wasStopped() || b.Dropped() {
 		// This process was stopped and goes on: who sent this has given up on it
 		// and perhaps been told so. It must not be carried out now.
@@ -28,9 +27,7 @@ func (n *Node) handle(b *peer.Batch) {
 	// What a new owner forwards is for the sessions that are here, by any ring.
 	if b.Ring.Epoch > cur.Epoch && slices.ContainsFunc(b.Calls, func(in peer.In) bool { return !in.Forwarded }) {
 		n.tasks.Go(func() {
-			ctx, cancel := context.WithTimeout(n.ctx, catchUp)
-			defer cancel()
-			n.rings.WaitEpoch(ctx, b.Ring.Epoch)
+			n.awaitRingOf(b.From, b.Ring.Epoch)
 			n.carryOut(b, n.rings.Current())
 		})
 		return
@@ -51,9 +48,13 @@ func (n *Node) carryOut(b *peer.Batch, cur *ring.Ring) {
 			case peer.OpPush:
 				n.push(in, stamp)
 			case peer.OpBroadcast:
+				if err := n.mayAsk(b.From, in, b.Ring.Epoch); err != nil {
+					n.refuseCall(in, b.From, err)
+					continue
+				}
 				n.broadcast(in, stamp)
 			default:
-				n.op(in, b.From, cur)
+				n.op(in, b.From, b.Ring.Epoch)
 			}
 		}
 	})
@@ -74,11 +75,17 @@ func (n *Node) push(in *peer.In, stamp string) {
 	// missing in it, and the push must follow them.
 	cur := n.rings.Current()
 	if !n.owns(u, in.User, cur) {
-		n.metrics.misdirected.Inc()
 		in.Reply(peer.Reply{Status: peer.StatusMisdirected})
 		return
 	}
-	n.metrics.pushes.Inc()
+	if len(in.Trace) > 0 {
+		if span := n.tracer.From(in.Trace, "push", in.At()); span != nil {
+			span.Set("dialring.user", string(in.User))
+			span.Set("dialring.message", string(in.ID))
+			in.Context = span
+		}
+	}
+	n.pushed.Add(1)
 	if in.Durable {
 		n.pushStored(in)
 		return
@@ -91,6 +98,7 @@ func (n *Node) push(in *peer.In, stamp string) {
 	}
 	var f []byte
 	p := &push{answer: func(delivered int) { in.Reply(peer.Reply{Delivered: delivered}) }}
+	// #nosec G115 -- at most MAX_SESSIONS_PER_USER, 10,000
 	p.left.Store(int32(len(sessions) + 1)) // and this loop itself
 	for _, s := range sessions {
 		switch {

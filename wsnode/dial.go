@@ -4,21 +4,17 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
-	"io"
 	"net/http"
-	"net/url"
+	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/labstack/echo/v4"
 	"github.com/lxzan/gws"
 
 	"github.com/dialring/dialring/internal/cluster"
-	"github.com/dialring/dialring/internal/httpd"
 	"github.com/dialring/dialring/internal/inbox"
 	"github.com/dialring/dialring/internal/peer"
 	"github.com/dialring/dialring/internal/ring"
@@ -39,10 +35,33 @@ const envelope = 4096
 // the newer one before it judges.
 const catchUp = time.Second
 
+// awaitRing waits until this node has a ring of that epoch, for catchUp at most.
+func (n *Node) awaitRing(ctx context.Context, epoch uint64) {
+	ctx, cancel := context.WithTimeout(ctx, catchUp)
+	defer cancel()
+	n.rings.WaitEpoch(ctx, epoch)
+}
+
+// maxRingWaits is how many batches and calls of others may wait for a ring, a quarter of them
+// of one caller, who may have made its epoch up. Beyond that the ring that there is counts,
+// and who is refused by it asks again.
+const maxRingWaits = 1024
+
+// awaitRingOf does that for a caller, who says that there is a ring of that epoch.
+func (n *Node) awaitRingOf(from string, epoch uint64) {
+	if n.rings.Current().Epoch >= epoch {
+		return
+	}
+	if n.ringWaits.take(from, 1) {
+		defer n.ringWaits.give(from, 1)
+		n.awaitRing(n.ctx, epoch)
+	}
+}
+
 // dialWS answers a dial. Everything is checked before the upgrade, with the
 // status of the contract: gws hijacks first and answers 400 to everything.
 func (n *Node) dialWS(c echo.Context) error {
-	r := c.Request()
+	r, start := c.Request(), time.Now()
 	c.Response().Header().Set(cluster.NodeHeader, n.cfg.NodeID)
 	p, s := n.admit(r)
 	if p != nil {
@@ -50,17 +69,25 @@ func (n *Node) dialWS(c echo.Context) error {
 		return p
 	}
 	if err := n.open(c.Response(), r, s); err != nil {
-		n.metrics.handshakes.WithLabelValues("failed").Inc()
+		n.metrics.handshakes.WithLabelValues(resultFailed).Inc()
 		n.log.Debug("a handshake failed", "event", "handshake_failed", "remote", s.remote, "error", err)
 		return nil // the connection was hijacked: there is nobody to answer
 	}
 	n.metrics.handshakes.WithLabelValues("101").Inc()
+	n.metrics.opening.Observe(time.Since(start).Seconds())
+	how := openedLogin
+	if s.moved {
+		how = openedMove
+	}
+	n.log.Debug("session opened", "event", "session_opened", "session", s.id, "user", s.user, "device", s.device, "how", how, "remote", s.remote)
+	n.metrics.opened.WithLabelValues(how).Inc()
 	return nil
 }
 
 // admit checks a dial and registers its session, or says why not.
 func (n *Node) admit(r *http.Request) (*wire.Problem, *session) {
 	if p := n.limiter.Check(r); p != nil {
+		n.limited(limitAddress)
 		return p, nil
 	}
 	if p := checkUpgrade(r); p != nil {
@@ -77,29 +104,41 @@ func (n *Node) admit(r *http.Request) (*wire.Problem, *session) {
 	if p != nil {
 		return p, nil
 	}
-	switch {
-	case n.wasStopped():
+	if n.wasStopped() {
 		return wire.NewProblem(http.StatusServiceUnavailable, wire.CodeDraining, "this process was stopped and has to look at the ring first; locate again"), nil
-	case n.hub.sessions.Load() >= n.maxSessions:
-		return wire.NewProblem(http.StatusServiceUnavailable, wire.CodeRateLimited, "this node has as many sessions as it can hold"), nil
+	}
+	if p := n.full(); p != nil {
+		return p, nil
 	}
 	if token == "" {
 		p := wire.NewProblem(http.StatusUnauthorized, wire.CodeUnauthorized, "a ticket is missing: ask a locator for one (POST /v1/locate)")
 		p.Header = [2]string{"WWW-Authenticate", "Bearer"}
+		n.refusedTicket(r, ticketMissing, "", "")
 		return p, nil
 	}
 	t, err := n.verifier.Ticket(token, time.Now())
+	if err == nil && (wire.CheckUser(t.User) != nil || wire.CheckDevice(t.Device) != nil) {
+		err = ticket.ErrInvalid
+	}
 	if err != nil {
+		if errors.Is(err, ticket.ErrFull) {
+			n.limited(limitTickets)
+		}
+		n.refusedTicket(r, reasonOf(err), token, t.User)
 		return ticketProblem(err), nil
 	}
-	if wire.CheckUser(t.User) != nil || wire.CheckDevice(t.Device) != nil {
-		return ticketProblem(ticket.ErrInvalid), nil
+	if t.Session == "" && !n.perUser.Allow(t.User) { // a move is the cluster's doing, not the user's
+		n.limited(limitUser)
+		return wire.NewProblem(http.StatusTooManyRequests, wire.CodeRateLimited, "too many connections of this user; at most %d a second", n.perUser.PerSecond()), nil
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), catchUp)
-	n.rings.WaitEpoch(ctx, t.Epoch)
-	cancel()
+	n.awaitRing(r.Context(), t.Epoch)
 	if !n.ownsUser(nil, t.User, n.rings.Current()) {
 		return n.misdirected(), nil
+	}
+	if t.From != "" && !n.mayMove(t.From, t.User) {
+		n.log.Warn("a ticket is refused: its node never owned that user", "event", "move_refused", "from", t.From, "user", t.User)
+		n.metrics.tickets.WithLabelValues(ticketInvalid).Inc()
+		return ticketProblem(ticket.ErrInvalid), nil
 	}
 	s := &session{id: wire.RandomID(10), user: t.User, device: t.Device, remote: r.RemoteAddr, connectedAt: time.Now(),
 		node: n, writing: true, since: since, sendTo: t.SendTo, issued: t.Issued}
@@ -108,6 +147,7 @@ func (n *Node) admit(r *http.Request) (*wire.Problem, *session) {
 		s.stray = len(n.rings.Current().Former(t.User)) == 0
 	}
 	if n.kicked.has(s) {
+		n.refusedTicket(r, ticketKicked, token, t.User)
 		return ticketProblem(ticket.ErrInvalid), nil
 	}
 	now := n.seconds()
@@ -126,13 +166,20 @@ func (n *Node) admit(r *http.Request) (*wire.Problem, *session) {
 		n.admission.Unlock()
 		return drainingProblem(), nil
 	}
+	if !n.enter() {
+		n.admission.Unlock()
+		return n.noPlace(), nil
+	}
 	n.readers.Add(1)
 	n.admission.Unlock()
 	s.log = n.stored.logs.Get(s.user)
 	victims, p := n.hub.add(s, &n.cfg, elsewhere)
+	if p != nil || slices.ContainsFunc(victims, func(v victim) bool { return v.code == wire.CloseTooManySessions }) {
+		n.limited(limitUserSessions)
+	}
 	if p != nil {
 		s.log.Release()
-		n.readers.Done()
+		n.leave()
 		return p, nil
 	}
 	// The ring may have changed before the session was registered, and the walk
@@ -142,6 +189,7 @@ func (n *Node) admit(r *http.Request) (*wire.Problem, *session) {
 	case !n.ownsUser(s.owner, s.user, n.rings.Current()):
 		late = n.misdirected()
 	case n.kicked.has(s):
+		n.refusedTicket(r, ticketKicked, token, t.User)
 		late = ticketProblem(ticket.ErrInvalid)
 	}
 	if late != nil {
@@ -181,115 +229,6 @@ func drainingProblem() *wire.Problem {
 	return wire.NewProblem(http.StatusServiceUnavailable, wire.CodeDraining, "this node is about to stop; locate again")
 }
 
-// checkUpgrade checks what RFC 6455, section 4.2.1, asks of a handshake.
-func checkUpgrade(r *http.Request) *wire.Problem {
-	bad := func(detail string) *wire.Problem {
-		return wire.NewProblem(http.StatusBadRequest, wire.CodeInvalidRequest, "not a WebSocket handshake: %s", detail)
-	}
-	switch {
-	case r.ProtoMajor != 1 || !r.ProtoAtLeast(1, 1):
-		return bad("it must be HTTP/1.1")
-	case !hasToken(r.Header["Connection"], "upgrade"):
-		return bad("the header Connection must contain Upgrade")
-	case !hasToken(r.Header["Upgrade"], "websocket"):
-		return bad("the header Upgrade must be websocket")
-	case r.ContentLength > 0 || len(r.TransferEncoding) > 0:
-		return bad("it must not have a body")
-	}
-	if v := r.Header["Sec-Websocket-Version"]; len(v) != 1 || v[0] != "13" {
-		p := wire.NewProblem(http.StatusUpgradeRequired, wire.CodeInvalidRequest, "the header Sec-WebSocket-Version must be 13")
-		p.Header = [2]string{"Sec-WebSocket-Version", "13"}
-		return p
-	}
-	key := r.Header["Sec-Websocket-Key"]
-	if len(key) != 1 {
-		return bad("there must be one header Sec-WebSocket-Key")
-	}
-	if k, err := base64.StdEncoding.DecodeString(key[0]); err != nil || len(k) != 16 {
-		return bad("Sec-WebSocket-Key must be 16 bytes in base64")
-	}
-	return nil
-}
-
-// hasToken tells whether a comma list, perhaps over several headers, has token.
-func hasToken(values []string, token string) bool {
-	for t := range tokens(values) {
-		if strings.EqualFold(t, token) {
-			return true
-		}
-	}
-	return false
-}
-
-func tokens(values []string) func(yield func(string) bool) {
-	return func(yield func(string) bool) {
-		for _, v := range values {
-			for t := range strings.SplitSeq(v, ",") {
-				if !yield(strings.TrimSpace(t)) {
-					return
-				}
-			}
-		}
-	}
-}
-
-// offered takes the ticket from the subprotocols or the Authorization header.
-func offered(r *http.Request) (string, *wire.Problem) {
-	ours := false
-	var tickets []string
-	for t := range tokens(r.Header["Sec-Websocket-Protocol"]) {
-		if t == wire.Subprotocol {
-			ours = true
-		} else if x, ok := strings.CutPrefix(t, wire.TicketSubprotocol); ok {
-			tickets = append(tickets, x)
-		}
-	}
-	if !ours {
-		return "", wire.NewProblem(http.StatusBadRequest, wire.CodeInvalidRequest, "the header Sec-WebSocket-Protocol must offer %s", wire.Subprotocol)
-	}
-	if x, ok := httpd.Bearer(r); ok {
-		tickets = append(tickets, x)
-	}
-	switch len(tickets) {
-	case 0:
-		return "", nil
-	case 1:
-		return tickets[0], nil
-	}
-	return "", wire.NewProblem(http.StatusBadRequest, wire.CodeInvalidRequest, "send one ticket, either as a subprotocol or as a bearer token")
-}
-
-func sinceOf(r *http.Request) (string, *wire.Problem) {
-	q, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil {
-		return "", wire.NewProblem(http.StatusBadRequest, wire.CodeInvalidRequest, "the query cannot be read: it is not validly percent-encoded")
-	}
-	since := q.Get("since")
-	if since == "" {
-		return "", nil
-	}
-	if err := wire.CheckCursor(since); err != nil {
-		return "", wire.NewProblem(http.StatusBadRequest, wire.CodeInvalidRequest, "since: %v", err)
-	}
-	return since, nil
-}
-
-// ticketProblem says no more than a stranger may know.
-func ticketProblem(err error) *wire.Problem {
-	detail := "the ticket is not valid"
-	switch {
-	case errors.Is(err, ticket.ErrFull):
-		return wire.NewProblem(http.StatusServiceUnavailable, wire.CodeRateLimited, "too many tickets were used lately; locate again")
-	case errors.Is(err, ticket.ErrExpired):
-		detail = "the ticket has expired"
-	case errors.Is(err, ticket.ErrUsed):
-		detail = "the ticket was used before; each is good once"
-	case errors.Is(err, ticket.ErrAudience):
-		detail = "the ticket is for another node"
-	}
-	return wire.NewProblem(http.StatusUnauthorized, wire.CodeUnauthorized, "%s: locate again", detail)
-}
-
 // open upgrades the connection of an admitted session, writes welcome, and
 // starts its reader.
 func (n *Node) open(w http.ResponseWriter, r *http.Request, s *session) error {
@@ -302,22 +241,31 @@ func (n *Node) open(w http.ResponseWriter, r *http.Request, s *session) error {
 	s.mu.Lock()
 	s.net = newLingering(conn)
 	s.mu.Unlock()
-	var from io.Reader = conn
+	s.guard.s, s.guard.conn = s, conn
 	if k := rw.Reader.Buffered(); k > 0 { // a client that did not wait for the answer
 		early, _ := rw.Reader.Peek(k)
-		from = io.MultiReader(bytes.NewReader(bytes.Clone(early)), conn)
+		s.guard.early = bytes.Clone(early)
 	}
-	// gws looks at the first header only, and must not keep the ticket.
+	// gws looks at the first header of a name only, and not for tokens in a list; and it
+	// must not keep the ticket. All of it was checked above.
+	r.Header.Set("Connection", "Upgrade")
+	r.Header.Set("Upgrade", "websocket")
 	r.Header.Set("Sec-Websocket-Protocol", wire.Subprotocol)
-	s.conn, err = n.upgrader.UpgradeFromConn(s.net, bufio.NewReaderSize(from, readBuffer), r)
+	s.conn, err = n.upgrader.UpgradeFromConn(s.net, bufio.NewReaderSize(&s.guard, readBuffer), r)
 	if err != nil {
 		s.net.abort()
 		n.abandon(s)
 		return err
 	}
 	s.conn.Session().(*holder).s = s
+	kind := peer.EventConnected
+	if s.moved {
+		kind = peer.EventArrived
+	}
+	s.note(peer.Event{Kind: kind}) // before the client can have left where it comes from
 	_ = s.net.SetWriteDeadline(time.Now().Add(writeTimeout))
 	if _, err := s.net.Conn.Write(frame(gws.OpcodeText, welcome)); err != nil {
+		s.noteEnd()
 		s.net.abort()
 		n.abandon(s)
 		return err
@@ -355,14 +303,14 @@ func (n *Node) kickFormer(former []*ring.Node, user string, k peer.Kick, cur *ri
 func (n *Node) abandon(s *session) {
 	n.hub.remove(s)
 	s.mu.Lock()
-	rest := s.queue
-	s.queue, s.closing = nil, true
+	rest := s.dropLocked()
+	s.closing = true
 	s.roomLocked()
 	s.mu.Unlock()
 	unwritten(rest...)
 	s.detach()
 	n.hub.gone(s)
-	n.readers.Done()
+	n.leave()
 }
 
 // welcome is the first frame, from which on the session is part of its user's log.

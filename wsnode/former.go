@@ -45,7 +45,11 @@ func (f *formerBeats) follow(ctx context.Context, cur *ring.Ring) {
 			continue
 		}
 		sub, stop := context.WithCancel(ctx)
-		err := cluster.OnBeatOf(sub, f.n.nats, f.n.cfg.dev, id, func(b cluster.NodeBeat) { f.n.keys.Saw(b.KID, b.Time) })
+		err := cluster.OnBeatOf(sub, f.n.nats, f.n.cfg.dev, id, func(b cluster.NodeBeat) {
+			if k, ok := f.n.rings.Key(b.KID); ok && k.Node == b.ID { // of its own clock, not of another's
+				f.n.keys.Saw(b.KID, b.Time)
+			}
+		})
 		if err != nil { // its key is fetched when it is needed
 			f.n.log.Warn("the heartbeats of a node cannot be heard", "event", "nats_error", "former", id, "error", err)
 			stop()

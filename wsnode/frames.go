@@ -2,6 +2,8 @@ package wsnode
 
 import (
 	"encoding/json"
+	"errors"
+	"unicode/utf8"
 
 	"github.com/lxzan/gws"
 
@@ -11,24 +13,46 @@ import (
 // events are gws's callbacks; all of a connection's come from its reader.
 type events struct{}
 
-func (events) OnOpen(*gws.Conn)         {}
-func (events) OnClose(*gws.Conn, error) {} // session.gone does it, also where gws does not call this
+func (events) OnOpen(*gws.Conn) {}
 
-func (events) OnPing(c *gws.Conn, payload []byte) {
-	sessionOf(c).send(outgoing{frame: frame(gws.OpcodePong, payload)})
+// OnClose notes what the peer said; session.gone does the rest, also where gws does not
+// call this.
+func (events) OnClose(c *gws.Conn, err error) {
+	var e *gws.CloseError
+	if errors.As(err, &e) {
+		sessionOf(c).peerCode = int(e.Code)
+	}
 }
 
-func (events) OnPong(c *gws.Conn, _ []byte) { sessionOf(c).unanswered.Store(0) }
+func (events) OnPing(c *gws.Conn, payload []byte) {
+	s := sessionOf(c)
+	if !s.came() {
+		return
+	}
+	s.send(outgoing{frame: frame(gws.OpcodePong, payload)})
+}
+
+func (events) OnPong(c *gws.Conn, _ []byte) {
+	s := sessionOf(c)
+	s.unanswered.Store(0)
+	s.came()
+}
 
 func (events) OnMessage(c *gws.Conn, m *gws.Message) {
 	defer m.Close()
 	s := sessionOf(c)
 	s.unanswered.Store(0)
-	if m.Opcode != gws.OpcodeText {
-		s.close(wire.CloseProtocol, "frames are text")
+	if !s.came() {
 		return
 	}
-	s.frame(m.Bytes())
+	switch {
+	case m.Opcode != gws.OpcodeText:
+		s.close(wire.CloseProtocol, "frames are text")
+	case !utf8.Valid(m.Bytes()): // gws would close past what is queued
+		s.close(wire.CloseNoText, "")
+	default:
+		s.frame(m.Bytes())
+	}
 }
 
 func sessionOf(c *gws.Conn) *session { return c.Session().(*holder).s }
@@ -52,6 +76,7 @@ func (s *session) frame(b []byte) {
 			s.close(wire.CloseProtocol, "an ack has a cursor")
 			return
 		}
+		s.ackFree(len(b))
 		s.ack(f.Cursor)
 	case wire.TypeResume:
 		if wire.CheckCursor(f.Since) != nil {

@@ -18,17 +18,20 @@ import (
 // A group is owned by a node of the ring like a user is. Its owner fans pushes out:
 //
 //	locator            the group's owner                 the members' owners
-//	  | push, 2000 of them |                                  |
+//	  | push, a part       |                                  |
 //	  |------------------->| members, as the store has them   |
 //	  |                    |---- a push for each ------------>|
 //	  |<-- counts, next ---|<---------------------------------|
-//	  | the next 2000 …    |
+//	  | the next part …    |
 //
 // In parts, so that no call takes long, and a locator goes on with the group's next owner
 // when one dies.
 
 const (
-	maxGroupPart = 2000
+	// maxGroupPart is how many members a part has at most, and groupPartBytes how many bytes
+	// are pushed to all of them.
+	maxGroupPart   = 2000
+	groupPartBytes = 16 << 20
 	// groupTimeout is how long members are read in one call; the pushes may take as long
 	// again, and a link waits a little longer than both.
 	groupTimeout = 2 * time.Second
@@ -81,15 +84,22 @@ func part(all []string, after string, limit int) []string {
 	return all[:min(len(all), max(0, limit))]
 }
 
+// pushPart is the part of the members that a push goes to now, and, if there are more, whom
+// the next part comes after.
+func pushPart(c *peer.GroupPush, all []string) (members []string, next string) {
+	members = part(all, c.After, min(c.Limit, maxGroupPart, max(1, groupPartBytes/max(1, len(c.Body)))))
+	if n := len(members); n > 0 && members[n-1] != all[len(all)-1] {
+		next = members[n-1]
+	}
+	return members, next
+}
+
 // pushGroup pushes to a part of the members, each the way of a push of its own.
 func (n *Node) pushGroup(c *peer.GroupPush, all []string) *peer.GroupPushed {
-	members := part(all, c.After, min(c.Limit, maxGroupPart))
-	out := &peer.GroupPushed{Members: len(members)}
+	members, next := pushPart(c, all)
+	out := &peer.GroupPushed{Members: len(members), Next: next}
 	if len(members) == 0 {
 		return out
-	}
-	if last := members[len(members)-1]; last != all[len(all)-1] {
-		out.Next = last
 	}
 	jobs := make([]route.Job, len(members))
 	g := route.NewGroup(len(jobs))
@@ -125,7 +135,6 @@ func (n *Node) pushGroup(c *peer.GroupPush, all []string) *peer.GroupPushed {
 // replyGroup answers a call about a group.
 func (n *Node) replyGroup(in *peer.In, cur *ring.Ring) {
 	if !n.ownsUser(nil, string(in.User), cur) {
-		n.metrics.misdirected.Inc()
 		in.Reply(peer.Reply{Status: peer.StatusMisdirected})
 		return
 	}

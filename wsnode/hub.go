@@ -79,8 +79,14 @@ func (h *hub) add(s *session, cfg *Config, elsewhere []wire.Session) ([]victim, 
 			rivals = append(rivals, rival{o, o.id, o.connectedAt, o.device})
 		}
 	}
+	// Of a device that has come here by a login of its own, what a former owner still
+	// lists is being replaced: counted too, it would cost another device its place.
+	cameAgain := func(o wire.Session) bool {
+		return cfg.DevicePolicy != "allow" && o.Device != s.device &&
+			slices.ContainsFunc(rivals, func(r rival) bool { return r.local != nil && r.dev == o.Device })
+	}
 	for _, o := range elsewhere {
-		if o.ID != s.id && !slices.ContainsFunc(rivals, func(r rival) bool { return r.id == o.ID }) {
+		if o.ID != s.id && !cameAgain(o) && !slices.ContainsFunc(rivals, func(r rival) bool { return r.id == o.ID }) {
 			rivals = append(rivals, rival{nil, o.ID, o.ConnectedAt, o.Device})
 		}
 	}

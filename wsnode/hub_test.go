@@ -57,6 +57,8 @@ func TestHubPolicies(t *testing.T) {
 		"limit, oldest here":           {max: 2, here: []*session{login("a", "a", 1), login("b", "b", 2)}, add: d, want: map[string]int{"a": tooMany}},
 		"limit, oldest elsewhere":      {max: 2, here: []*session{login("a", "a", 3)}, elsewhere: []wire.Session{there("b", "b", 2)}, add: d, want: map[string]int{"+b": tooMany}},
 		"limit, two over":              {max: 2, here: []*session{login("a", "a", 3)}, elsewhere: []wire.Session{there("b", "b", 2), there("c", "c", 4)}, add: d, want: map[string]int{"+b": tooMany, "a": tooMany}},
+		"limit, one came again":        {max: 2, here: []*session{login("a2", "a", 3)}, elsewhere: []wire.Session{there("a", "a", 1)}, add: d},
+		"limit, one came again, allow": {device: "allow", max: 2, here: []*session{login("a2", "a", 3)}, elsewhere: []wire.Session{there("a", "a", 1)}, add: d, want: map[string]int{"+a": tooMany}},
 		"limit, newest":                {max: 2, sessions: "newest", here: []*session{login("a", "a", 3)}, elsewhere: []wire.Session{there("b", "b", 2)}, add: d, refused: true},
 		"limit, newest that replaces":  {max: 2, sessions: "newest", here: []*session{login("a", "a", 3), login("b", "d", 2)}, add: d, want: map[string]int{"b": replaced}},
 		"moved, older rival":           {here: []*session{login("a", "d", 1)}, add: movedHere("m", "d", 5), want: map[string]int{"a": replaced}},

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/dialring/dialring/internal/cluster"
+	"github.com/dialring/dialring/internal/ticket"
 	"github.com/dialring/dialring/internal/wire"
 )
 
@@ -37,7 +38,8 @@ func (n *Node) sendBeat() {
 	h := n.healthNow()
 	cluster.BeatNode(n.nats, cluster.NodeBeat{ID: n.cfg.NodeID, Boot: n.boot, URL: n.cfg.NodeURL, PeerURL: n.cfg.PeerURL, Weight: n.cfg.Weight,
 		State: n.state(), Sessions: int(n.hub.sessions.Load()), AcceptRate: n.cfg.AcceptRate, GraceMS: n.cfg.RestartGrace.Milliseconds(),
-		Epoch: h.Epoch, Settled: h.Settled, Misplaced: h.Misplaced, KID: n.signer.KID, Key: cluster.EncodeKey(n.signer.Public), Time: time.Now()})
+		Epoch: h.Epoch, Settled: h.Settled, Misplaced: h.Misplaced, PushRate: n.pushRate.perSecond(),
+		KID: n.signer.KID, Key: cluster.EncodeKey(n.signer.Public), Time: time.Now()})
 }
 
 // healthNow is what the node reports of its part in handoffs, by heartbeats and
@@ -94,7 +96,7 @@ func (n *Node) drain(ctx context.Context) {
 			// While NATS is away the ring waits, and so does the node, with its
 			// sessions. It leaves alone only if that helps nobody any more.
 			away := !n.nats.Up() && n.hub.sessions.Load() == 0
-			if n.inRing() && (away || n.sinceLocator() > leaveTimeout && !n.links.From(fromLocator)) {
+			if n.inRing() && (away || n.sinceLocator() > leaveTimeout && !n.links.From(ticket.FromLocator)) {
 				n.log.Warn("no locator is there to take this node out of the ring; leaving all the same", "event", "drain_alone")
 				return
 			}
@@ -189,6 +191,7 @@ func (n *Node) sweep(ctx context.Context) {
 			n.hub.each(func(s *session) { s.sweep(now, sec) })
 			n.hub.eachLeaving(func(s *session) { s.sweep(now, sec) })
 			n.kicked.sweep(now)
+			n.pushRate.sample(now, n.pushed.Load())
 			if after.over(n.admitted.Load()) {
 				debug.FreeOSMemory()
 			}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/lxzan/gws"
 
+	"github.com/dialring/dialring/internal/peer"
 	"github.com/dialring/dialring/internal/ring"
 	"github.com/dialring/dialring/internal/ticket"
 	"github.com/dialring/dialring/internal/wire"
@@ -208,6 +209,7 @@ func (n *Node) move(s *session, to *ring.Node, epoch uint64, reason string, code
 		panic(err) // plain fields always have an encoding
 	}
 	n.metrics.moves.WithLabelValues(reason).Inc()
+	s.note(peer.Event{Kind: peer.EventTold, Reason: reason, To: to.ID})
 	s.send(outgoing{frame: frame(gws.OpcodeText, b)})
 }
 
@@ -255,7 +257,7 @@ func (s *session) overdue(now time.Time, sec int64) bool {
 // setting, so that those that came together do not go together.
 func (n *Node) lifetime() int64 {
 	most := int64(n.cfg.SessionLifetime / sweepInterval)
-	return most - rand.Int64N(most/10+1)
+	return most - rand.Int64N(most/10+1) // #nosec G404 -- jitter
 }
 
 // pace says when each receiving node takes the next user: a heap by that time.

@@ -17,7 +17,7 @@ func TestLookAfterMove(t *testing.T) {
 	now.Cluster = "" // that of a connection to nowhere
 	now.Epoch++
 	now.Seal()
-	if err := n.rings.Offer(now.Document); err != nil {
+	if err := offer(n.rings, now.Document); err != nil {
 		t.Fatal(err)
 	}
 	moved, stays := "", ""
@@ -37,11 +37,11 @@ func TestLookAfterMove(t *testing.T) {
 	if out, err = n.presenceNow([]string{moved, stays}, true, before); err != nil || len(out.Misdirected) != 0 || len(out.Sessions) != 1 {
 		t.Errorf("asked by the new owner: %+v, %v", out, err)
 	}
-	if u, err := n.userOf(t.Context(), moved, before, nil, false); !errors.Is(err, errMoved) {
+	if u, err := n.userOf(t.Context(), moved, nil, before, nil, false); !errors.Is(err, errMoved) {
 		t.Errorf("sessions of one who moved: %+v, %v", u, err)
 	}
 	for u, forwarded := range map[string]bool{stays: false, moved: true} {
-		if _, err := n.userOf(t.Context(), u, before, nil, forwarded); err != nil {
+		if _, err := n.userOf(t.Context(), u, nil, before, nil, forwarded); err != nil {
 			t.Errorf("sessions of %s: %v", u, err)
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -29,8 +28,13 @@ func (n *Node) ask(ctx context.Context, o *ring.Node, c *peer.Call) (peer.Reply,
 }
 
 // op carries out a call that is no push, in a goroutine of its own.
-func (n *Node) op(in *peer.In, from string, cur *ring.Ring) {
+func (n *Node) op(in *peer.In, from string, ringEpoch uint64) {
 	n.tasks.Go(func() {
+		if err := n.mayAsk(from, in, ringEpoch); err != nil {
+			n.refuseCall(in, from, err)
+			return
+		}
+		cur := n.rings.Current()
 		if in.Op == peer.OpGroupChange || in.Op == peer.OpGroupMembers || in.Op == peer.OpGroupPush {
 			n.replyGroup(in, cur)
 			return
@@ -41,7 +45,6 @@ func (n *Node) op(in *peer.In, from string, cur *ring.Ring) {
 			if in.Forwarded {
 				// For the sessions that are still here, whoever owns the user.
 			} else if !n.ownsUser(nil, user, cur) {
-				n.metrics.misdirected.Inc()
 				in.Reply(peer.Reply{Status: peer.StatusMisdirected})
 				return
 			} else {
@@ -52,7 +55,7 @@ func (n *Node) op(in *peer.In, from string, cur *ring.Ring) {
 		var err error
 		switch in.Op {
 		case peer.OpSessions:
-			out, err = n.userOf(n.ctx, user, cur, former, in.Forwarded)
+			out, err = n.userOf(n.ctx, user, in.Body, cur, former, in.Forwarded)
 		case peer.OpKick:
 			out, err = n.kick(user, in.Body, cur, former, in.Forwarded)
 		case peer.OpPresence:
@@ -71,19 +74,14 @@ func (n *Node) op(in *peer.In, from string, cur *ring.Ring) {
 			err = n.missingHere(in.Body)
 		case peer.OpPlan:
 			out, err = n.plan(in.Body)
-		case peer.OpRing, peer.OpDrain:
-			if !strings.HasPrefix(from, fromLocator) {
-				err = errors.New("only locators do that")
-			} else if in.Op == peer.OpRing {
-				err = n.takeRing(in.Body)
-			} else {
-				n.askToDrain()
-			}
+		case peer.OpRing:
+			err = n.takeRing(in.Body)
+		case peer.OpDrain:
+			n.askToDrain()
 		default:
 			err = errors.New("unknown")
 		}
 		if errors.Is(err, errMoved) {
-			n.metrics.misdirected.Inc()
 			in.Reply(peer.Reply{Status: peer.StatusMisdirected})
 			return
 		}
@@ -92,8 +90,7 @@ func (n *Node) op(in *peer.In, from string, cur *ring.Ring) {
 			return
 		}
 		if err != nil {
-			n.log.Warn("a call is refused", "event", "peer_call_refused", "from", from, "op", in.Op, "error", err)
-			in.Reply(peer.Reply{Status: peer.StatusBad})
+			n.refuseCall(in, from, err)
 			return
 		}
 		b, err := json.Marshal(out)
@@ -104,22 +101,30 @@ func (n *Node) op(in *peer.In, from string, cur *ring.Ring) {
 	})
 }
 
-// fromLocator and fromNode begin the names by which callers sign.
-const (
-	fromLocator = "locator:"
-	fromNode    = "node:"
-)
-
 // userOf lists a user's sessions, here and at former owners, each once, and, at
-// the owner, the newest stored message.
-func (n *Node) userOf(ctx context.Context, user string, cur *ring.Ring, former []*ring.Node, forwarded bool) (peer.User, error) {
+// the owner, the newest stored message. Events are those of here.
+func (n *Node) userOf(ctx context.Context, user string, body []byte, cur *ring.Ring, former []*ring.Node, forwarded bool) (peer.User, error) {
 	u := peer.User{}
+	if len(body) > 0 {
+		var q peer.UserQuery
+		if err := json.Unmarshal(body, &q); err != nil {
+			return u, err
+		}
+		if q.Events {
+			here, _ := n.hub.find([]byte(user))
+			u.Events, u.Forgotten = n.history.of(user, here)
+		}
+	}
 	l := n.stored.logs.Get(user)
 	defer l.Release()
-	if !forwarded && !n.stored.health.down.Load() {
+	if !forwarded {
 		ctx, cancel := context.WithTimeout(ctx, askPatience)
 		defer cancel()
-		if err := l.Fresh(ctx); err != nil { // sessions are known without the store
+		err := errStoreDown
+		if !n.stored.health.down.Load() {
+			err = l.Fresh(ctx)
+		}
+		if u.HeadUnknown = err != nil; u.HeadUnknown { // sessions are known without the store
 			n.log.Warn("the store does not tell the head of a log", "event", "head_unknown", "user", user, "error", err)
 		}
 	}
@@ -349,11 +354,11 @@ func (n *Node) plan(body []byte) (map[string]int, error) {
 
 // takeRing takes a ring from a locator: this node may be cut off from NATS.
 func (n *Node) takeRing(body []byte) error {
-	d, err := ring.Decode(body, n.cfg.Cluster)
+	err := n.rings.Offer(body)
 	if err != nil {
-		return err
+		n.log.Error("a ring that a locator handed over is refused", "event", "ring_refused", "error", err)
 	}
-	return n.rings.Offer(d)
+	return err
 }
 
 // askToDrain does what SIGTERM does.

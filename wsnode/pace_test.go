@@ -21,8 +21,8 @@ import (
 func formerNode(users, devices int) *Node {
 	n := &Node{cfg: Config{NodeID: "me", MoveDeadline: time.Hour, DevicePolicy: "allow", MaxSessionsPerUser: 99, SessionQueueBytes: 1 << 20},
 		signer: ticket.NewSigner(), hub: newHub(newPresence(time.Second)), someLeft: make(chan struct{}, 1), log: slog.New(slog.DiscardHandler)}
-	n.stored = newStored(n, inbox.NewMemory(inbox.Limits{Messages: 100, Age: time.Hour, Window: time.Minute}), time.Hour, n.log)
-	n.metrics = n.newMetrics()
+	n.stored = newStored(n, inbox.NewMemory(inbox.Limits{Messages: 100, Age: time.Hour, Window: time.Minute}), noKeys, time.Hour, n.log)
+	n.metrics = n.newMetrics(nil, nil)
 	for u := range users {
 		for d := range devices {
 			n.hold(fmt.Sprint("u", u), fmt.Sprint(d))

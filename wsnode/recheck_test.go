@@ -21,7 +21,7 @@ func TestRecheck(t *testing.T) {
 		cur := ringOf(1000, "a", "me")
 		cur.Cluster = "" // that of a connection to nowhere
 		cur.Seal()
-		if err := n.rings.Offer(cur.Document); err != nil {
+		if err := offer(n.rings, cur.Document); err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())

@@ -41,6 +41,7 @@ type place struct {
 	attached   bool         // welcome was made
 	at         inbox.Cursor // written up to here
 	acked      inbox.Cursor
+	placed     bool         // the device has a position: what it acknowledged, or where it began
 	early      inbox.Cursor // acknowledged, and not known to be written here yet
 	live       bool
 	catching   bool          // a goroutine catches up, or will as soon as the session has opened
@@ -63,6 +64,7 @@ func (n *Node) attach(ctx context.Context, s *session, w *wire.Welcome) {
 	}
 	n.stored.positions.Open(s.user, s.device, at.rev, err == nil)
 	if at.Gap {
+		n.metrics.gaps.Inc()
 		n.stored.positions.Reset(s.user, s.device)
 	}
 	s.log.With(func(now inbox.Cursor) {
@@ -75,13 +77,15 @@ func (n *Node) attach(ctx context.Context, s *session, w *wire.Welcome) {
 			}
 			return
 		}
-		s.at, s.first, s.acked = at.From, at.First, at.acked
+		s.at, s.first, s.acked, s.placed = at.From, at.First, at.acked, at.placed && !at.Gap
 		s.live = same(s.at, now)
 		s.catching = !s.live
 		w.Since, w.Head, w.Pending, w.Gap = at.From.String(), at.head.Seq, at.Pending, at.Gap
 	})
 	if err != nil {
-		n.log.Warn("the store does not say from where a session goes on; it gets what is stored when the store is back", "event", "unresolved", "session", s.id, "error", err)
+		if skipped, say := n.refusals.Next("unresolved"); say { // all come at once when the store is slow
+			n.log.Warn("the store does not say from where a session goes on; it gets what is stored when the store is back", "event", "unresolved", "session", s.id, "error", err, "skipped", skipped)
+		}
 	}
 }
 
@@ -93,9 +97,10 @@ func same(a, b inbox.Cursor) bool { return a.Seq == b.Seq && a.Tag == b.Tag }
 // resolved is from where a session goes on.
 type resolved struct {
 	inbox.Start
-	head  inbox.Cursor
-	acked inbox.Cursor // of the device, if it is of this log
-	rev   uint64       // of what the store has of that
+	head   inbox.Cursor
+	acked  inbox.Cursor // of the device, if it is of this log
+	placed bool         // the store has a position of the device
+	rev    uint64       // of that
 }
 
 // resolve asks the store from where a session goes on: after the cursor that it
@@ -106,6 +111,7 @@ func (n *Node) resolve(ctx context.Context, s *session) (r resolved, err error) 
 		rev uint64
 		err error
 	}
+	noted, unwritten := n.stored.positions.Noted(s.user, s.device)
 	read := make(chan position, 1)
 	go func() {
 		c, rev, err := n.stored.store.Position(ctx, s.user, s.device)
@@ -119,6 +125,9 @@ func (n *Node) resolve(ctx context.Context, s *session) (r resolved, err error) 
 	if p.err != nil && !errors.Is(p.err, inbox.ErrNone) {
 		return r, p.err
 	}
+	if unwritten && (p.err != nil || noted.Pos > p.c.Pos) { // the last connection has only just ended
+		p.c, p.err = noted, nil
+	}
 	var since inbox.Cursor
 	s.log.With(func(now inbox.Cursor) {
 		if r.head, since = now, now; s.unresolved {
@@ -131,7 +140,7 @@ func (n *Node) resolve(ctx context.Context, s *session) (r resolved, err error) 
 	case p.err == nil:
 		since = p.c
 	}
-	r.rev = p.rev
+	r.rev, r.placed = p.rev, p.err == nil
 	if r.Start, r.head, err = n.find(ctx, s.log, since, r.head); err == nil && p.err == nil && s.since == "" && !r.Gap {
 		r.acked = p.c
 	}
@@ -207,6 +216,7 @@ func (s *session) storedLocked(e *inbox.Entry, frame []byte, p *push) {
 	switch {
 	case s.live && e.Seq == s.at.Seq+1:
 		s.at = e.Cursor
+		s.ackable.Add(1)
 		s.send(outgoing{frame: frame, push: p})
 		s.advancedLocked()
 		return
@@ -252,7 +262,8 @@ func (s *session) resume(since string) {
 			s.catchUpLocked()
 		}
 	})
-	if tooMany {
+	if tooMany && s.isOpen() { // the reader may have more of them
+		s.node.limited(limitResumes)
 		s.close(wire.CloseRateLimit, "too many resumes wait for an answer")
 	}
 }
@@ -310,10 +321,11 @@ func (s *session) resolveLate() {
 		return
 	}
 	if r.Gap {
+		s.node.metrics.gaps.Inc()
 		s.node.stored.positions.Reset(s.user, s.device)
 	}
 	s.log.With(func(inbox.Cursor) {
-		s.unresolved, s.at, s.first, s.acked = false, r.From, r.First, r.acked
+		s.unresolved, s.at, s.first, s.acked, s.placed = false, r.From, r.First, r.acked, r.placed && !r.Gap
 		s.advancedLocked()
 	})
 	if !r.Gap && s.since != "" {
@@ -343,6 +355,7 @@ func (s *session) rewind(since string, head inbox.Cursor) *wire.Resumed {
 	case st.Gap && st.From.Seq > c.Seq: // a part of what it wants is not kept any more
 		s.skip(st.From.Seq, wire.SkipLimit)
 	case st.Gap:
+		s.node.metrics.gaps.Inc()
 		s.reply(answer)
 		return nil
 	}
@@ -369,37 +382,53 @@ func (s *session) goOn(at, head inbox.Cursor) {
 }
 
 // replay writes messages that follow the session's place, as fast as the client
-// takes them.
+// takes them. At one that other keys may open it waits for them: a message that was
+// promised is not passed over since an operator has mislaid a key.
 func (s *session) replay(at inbox.Cursor, l []inbox.Entry) {
 	now := time.Now()
-	expired := uint64(0)
+	var passed passed
+	var waits *inbox.Entry
 	for i := range l {
 		e := &l[i]
 		if e.Seq != at.Seq+1 || e.Prev != at.Tag {
 			break // somewhere between the limits took some: goOn says so
 		}
-		if at = e.Cursor; e.Expired(now) {
-			expired = e.Seq
+		expired := e.Expired(now)
+		if e.Unopened != nil && !expired {
+			s.sayUnopened(e)
+			if !e.Unopened.Final() {
+				waits = e
+				break
+			}
+		}
+		at = e.Cursor
+		switch {
+		case expired:
+			passed.by(s, e.Seq, wire.SkipExpired)
+			continue
+		case e.Unopened != nil:
+			passed.by(s, e.Seq, wire.SkipLimit)
 			continue
 		}
-		if expired > 0 {
-			s.skip(expired, wire.SkipExpired)
-			expired = 0
-		}
+		passed.say(s)
+		s.ackable.Add(1)
 		if !s.sendWaiting(storedFrame(e)) {
 			return
 		}
+		s.node.metrics.replayed.Inc()
 	}
-	if expired > 0 {
-		s.skip(expired, wire.SkipExpired)
-	}
+	passed.say(s)
 	s.log.With(func(inbox.Cursor) {
 		s.at = at
 		s.advancedLocked()
 	})
+	if waits != nil {
+		s.awaitKeys(waits.Unopened)
+	}
 }
 
 func (s *session) skip(to uint64, reason string) {
+	s.node.metrics.skips.WithLabelValues(reason).Inc()
 	s.reply(wire.Skip{Type: wire.TypeSkip, To: to, Reason: reason})
 }
 

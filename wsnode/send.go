@@ -45,7 +45,8 @@ type sends struct {
 // sending is one send on its way.
 type sending struct {
 	wire.Send
-	s *session
+	s    *session
+	size int64 // of its frame
 }
 
 // sent handles a send of the client. It is called by the reader only.
@@ -54,13 +55,15 @@ func (s *session) sent(b []byte, ref json.RawMessage) {
 	if s.sends.limiter == nil {
 		s.sends.limiter = rate.NewLimiter(rate.Limit(n.cfg.SendRate), sendBurst*n.cfg.SendRate)
 	}
-	m := &sending{s: s}
+	m := &sending{s: s, size: int64(len(b))}
 	m.Ref = ref
 	switch {
 	case !s.sends.limiter.Allow():
+		n.limited(limitSends)
 		m.refuse(wire.CodeRateLimited, "this session sends too often; try again in a second")
 		return
 	case s.sends.under.Load() >= maxSends:
+		n.limited(limitSends)
 		m.refuse(wire.CodeRateLimited, "too many sends of this session wait for their answer")
 		return
 	}
@@ -83,13 +86,29 @@ func (s *session) sent(b []byte, ref json.RawMessage) {
 		m.refuse(wire.CodeNoApplication, "no application receives what clients send in this cluster (DIALRING_APP of the nodes)")
 	case m.To != "" && !wire.MaySend(s.sendTo, m.To):
 		m.refuse(wire.CodeForbidden, "the token of this user does not allow it to send to that one (claim send_to)")
+	case !m.begin():
+		n.limited(limitSendQueue)
+		m.refuse(wire.CodeRateLimited, "too much that this user, or all clients of this node, have sent waits for an answer; try again later")
 	case m.To != "":
-		s.sends.under.Add(1)
 		m.toUser()
 	default:
-		s.sends.under.Add(1)
 		s.sends.ask(n, m)
 	}
+}
+
+// begin takes a place among the sends that wait for an answer, which end gives back; false:
+// there is none.
+func (m *sending) begin() bool {
+	if !m.s.node.sending.take(m.s.user, m.size) {
+		return false
+	}
+	m.s.sends.under.Add(1)
+	return true
+}
+
+func (m *sending) end() {
+	m.s.node.sending.give(m.s.user, m.size)
+	m.s.sends.under.Add(-1)
 }
 
 // sendBurst is how many seconds' worth of sends may come at once.
@@ -101,7 +120,7 @@ func (m *sending) refuse(code wire.Code, detail string) {
 }
 
 func (m *sending) accept(a wire.SendAck) {
-	m.s.node.metrics.sends.WithLabelValues(m.target(), "ok").Inc()
+	m.s.node.metrics.sends.WithLabelValues(m.target(), resultOK).Inc()
 	a.Type, a.Ref = wire.TypeAck, m.Ref
 	data := a.Data
 	a.Data = nil
@@ -131,7 +150,7 @@ func (m *sending) toUser() {
 	m.s.sends.order.Send(n.ctx, &n.router, &route.Job{Call: peer.Call{Op: peer.OpPush, User: m.To, From: m.s.user, ID: n.ids.Next(), JSON: true, Body: m.Data,
 		Durable: !m.Ephemeral, Key: m.key()},
 		Ended: func(j *route.Job) {
-			m.s.sends.under.Add(-1)
+			m.end()
 			res, p := j.Result()
 			if p != nil {
 				detail := p.Detail
@@ -188,7 +207,7 @@ func (q *sends) askAll() {
 
 // toApplication asks the application, and answers with what it says.
 func (m *sending) toApplication() {
-	defer m.s.sends.under.Add(-1)
+	defer m.end()
 	n, s := m.s.node, m.s
 	ctx, cancel := context.WithTimeout(n.ctx, n.cfg.AppTimeout)
 	defer cancel()
@@ -196,7 +215,9 @@ func (m *sending) toApplication() {
 	if id == "" {
 		id = n.ids.Next()
 	}
+	start := time.Now()
 	data, dup, p := n.app.ask(ctx, &wire.AppMessage{ID: id, User: s.user, Device: s.device, Session: s.id, Node: n.cfg.NodeID, Time: time.Now().UTC().Truncate(time.Millisecond), Data: m.Data})
+	n.metrics.asking.Observe(time.Since(start).Seconds())
 	if p != nil {
 		m.refuse(p.Code, p.Detail)
 		return

@@ -40,10 +40,14 @@ type session struct {
 	issued                   time.Time // its ticket was
 	sendTo                   []string  // whom its user may send to
 	sends                    sends
+	inflow                   inflow
+	drowned                  bool         // its client sent too much; the reader's own
+	ackable                  atomic.Int64 // stored messages that were sent and not acknowledged one by one
 
 	node  *Node
 	conn  *gws.Conn
 	net   *lingering
+	guard guard // between the connection and gws
 	owner *user
 
 	log   *inbox.Log
@@ -58,6 +62,7 @@ type session struct {
 	told    atomic.Pointer[moving] // it was told to move
 	expires int64                  // second of the sweep's clock at which it is moved to a new connection
 
+	peerCode   int          // with which the client closed; the reader's own
 	unanswered atomic.Int32 // pings
 	pingAt     int64        // second of the sweep's clock; the sweep's own
 
@@ -109,6 +114,7 @@ func (s *session) send(o outgoing) {
 		s.mu.Unlock()
 		unwritten(o)
 		if slow {
+			s.node.limited(limitQueue)
 			s.close(wire.CloseTooSlow, "")
 		}
 		return
@@ -142,7 +148,7 @@ func (s *session) send(o outgoing) {
 // queueLocked appends a frame and sees to it that a writer runs.
 func (s *session) queueLocked(o outgoing) {
 	s.queue = append(s.queue, o)
-	s.queued += len(o.frame)
+	s.bookLocked(len(o.frame))
 	if !s.writing {
 		s.writing = true
 		go s.write()
@@ -189,11 +195,11 @@ func (s *session) write() {
 		s.mu.Lock()
 		done := s.current // the sweep may have answered for them
 		s.current, s.stalled = nil, false
-		s.queued -= bytes
+		s.bookLocked(-bytes)
 		s.roomLocked()
 		var rest []outgoing
 		if err != nil {
-			rest, s.queue, s.closing, s.queued = s.queue, nil, true, 0
+			rest, s.closing = s.dropLocked(), true
 		}
 		s.mu.Unlock()
 		for _, o := range done {
@@ -201,14 +207,32 @@ func (s *session) write() {
 				o.push.wrote(err == nil)
 			}
 		}
+		clear(done) // the queue goes on in the same array
 		unwritten(rest...)
 		if err != nil && !errors.Is(err, gws.ErrConnClosed) {
 			if ne := net.Error(nil); errors.As(err, &ne) && ne.Timeout() {
-				s.node.metrics.slowCloses.Inc()
+				s.node.metrics.slowWrites.Inc()
+				s.node.limited(limitSlowWrite)
 			}
 			s.net.abort()
 		}
 	}
+}
+
+// bookLocked counts bytes that wait in the queue, or with a minus that do not any more.
+func (s *session) bookLocked(n int) {
+	s.queued += n
+	s.node.queues.add(n)
+}
+
+// dropLocked empties the queue, but for what is being written, and returns what was in it.
+func (s *session) dropLocked() []outgoing {
+	rest := s.queue
+	s.queue = nil
+	for _, o := range rest {
+		s.bookLocked(-len(o.frame))
+	}
+	return rest
 }
 
 func (s *session) queuedBytes() int {
@@ -228,6 +252,24 @@ func (s *session) roomLocked() {
 	if s.room != nil {
 		close(s.room)
 		s.room = nil
+	}
+}
+
+// awaitWritten waits until nothing is queued any more: a session that is closing has
+// then sent its close frame, or never will.
+func (s *session) awaitWritten() {
+	for {
+		s.mu.Lock()
+		if len(s.queue) == 0 && s.current == nil {
+			s.mu.Unlock()
+			return
+		}
+		if s.room == nil {
+			s.room = make(chan struct{})
+		}
+		room := s.room
+		s.mu.Unlock()
+		<-room
 	}
 }
 
@@ -258,12 +300,12 @@ func (s *session) close(code int, reason string) {
 	s.node.hub.leaving(s)
 	var rest []outgoing
 	if code == wire.CloseTooSlow {
-		rest, s.queue = s.queue, nil
-		s.queued = 0
+		rest = s.dropLocked()
 	}
-	s.queueLocked(outgoing{code: uint16(code), reason: reason})
+	s.queueLocked(outgoing{code: uint16(code), reason: reason}) // #nosec G115 -- close codes are below 5000
 	s.mu.Unlock()
 	unwritten(rest...)
+	s.noteClose(code, reason)
 	s.node.metrics.closes.WithLabelValues(wire.CloseText(code)).Inc()
 	s.node.log.Debug("session closed", "event", "session_closed", "session", s.id, "user", s.user, "code", code, "reason", reason)
 }
@@ -296,9 +338,9 @@ func (s *session) read() {
 	s.conn.ReadLoop()
 }
 
-// gone cleans up behind the reader. gws panics on a frame whose length has its
-// top bit set, outside of what it recovers itself and without calling OnClose:
-// that must end the connection and nothing else.
+// gone cleans up behind the reader. If gws panics, outside of what it recovers itself
+// and without calling OnClose, as it does on a length with its top bit set, which guard
+// keeps from it: that must end the connection and nothing else.
 func (s *session) gone() {
 	if r := recover(); r != nil {
 		s.node.log.Warn("a frame broke the reader; the connection is closed", "event", "frame_panic", "session", s.id,
@@ -310,16 +352,19 @@ func (s *session) gone() {
 	s.node.hub.remove(s)
 	s.left()
 	s.mu.Lock()
+	ours := !s.closedAt.IsZero()
 	s.closing = true
 	s.roomLocked()
-	rest := s.queue
-	s.queue = nil
+	rest := s.dropLocked()
 	s.mu.Unlock()
+	if !ours {
+		s.noteEnd()
+	}
 	unwritten(rest...)
 	s.detach()
 	s.net.finish()
 	s.node.hub.gone(s)
-	s.node.readers.Done()
+	s.node.leave()
 }
 
 // sweep looks at the session once a second: sec is the sweep's clock.
@@ -375,4 +420,6 @@ type user struct {
 	sessions []*session // guarded by the shard
 	// owned is the last ring by which this node was found to own the user.
 	owned atomic.Pointer[ring.Ring]
+	// events are the last ones, guarded by the node's history.
+	events []pastEvent
 }

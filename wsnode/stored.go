@@ -11,10 +11,13 @@ import (
 
 	"github.com/lxzan/gws"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"github.com/dialring/dialring/internal/inbox"
+	"github.com/dialring/dialring/internal/metric"
 	"github.com/dialring/dialring/internal/peer"
 	"github.com/dialring/dialring/internal/ring"
+	"github.com/dialring/dialring/internal/tracing"
 	"github.com/dialring/dialring/internal/wire"
 )
 
@@ -46,12 +49,14 @@ const (
 // stored is what a node has of the inbox.
 type stored struct {
 	store     inbox.Store
+	keys      *inbox.Keys
 	logs      inbox.Logs
 	positions inbox.Positions
 	storing   atomic.Int64  // bytes
 	reads     chan struct{} // a token for each session that may read the store at the same time
 	health    storeHealth
 	groups    inbox.Groups
+	unopened  map[string]*rate.Sometimes // what the log is told of, by reason; not changed
 
 	mu    sync.Mutex
 	ring  *ring.Ring           // the newest
@@ -64,10 +69,13 @@ type pastRing struct {
 	until time.Time
 }
 
-func newStored(n *Node, store inbox.Store, age time.Duration, log *slog.Logger) *stored {
-	d := &stored{store: store, reads: make(chan struct{}, readsAtOnce), looks: map[string]time.Time{}}
+func newStored(n *Node, store inbox.Store, keys *inbox.Keys, age time.Duration, log *slog.Logger) *stored {
+	d := &stored{store: store, keys: keys, reads: make(chan struct{}, readsAtOnce), looks: map[string]time.Time{}, unopened: map[string]*rate.Sometimes{}}
+	for _, why := range unopenedReasons {
+		d.unopened[why] = &rate.Sometimes{Interval: time.Minute}
+	}
 	d.logs = inbox.Logs{Store: store, Age: age, Log: log, Owner: n.ownerOfLog, Ring: func() any { return n.rings.Current() }, Deliver: n.deliverStored, Behind: n.logBehind, Lost: n.logLost,
-		Late: n.tellOwner, Taken: d.taken, First: n.logFirst}
+		Conflict: func() { n.metrics.appends.WithLabelValues(resultConflict).Inc() }, Late: n.tellOwner, Taken: d.taken, First: n.logFirst}
 	d.positions.Store, d.positions.Log = store, log
 	d.health = storeHealth{store: store, log: log, look: make(chan struct{}, 1)}
 	return d
@@ -91,13 +99,17 @@ func (n *Node) pushStoredTo(in *peer.In, reply func(peer.Reply)) {
 	size := int64(len(in.Body))
 	if n.stored.storing.Add(size) > maxStoring {
 		n.stored.storing.Add(-size)
+		n.limited(limitStoring)
 		reply(storeReply(errors.New("too much waits for the store")))
 		return
 	}
 	user, id := string(in.User), string(in.ID)
-	c := &storing{node: n, in: in, reply: reply,
-		Push: inbox.Push{ID: id, Key: inbox.Key(user, string(in.Key), id), JSON: in.JSON, From: string(in.From), Body: in.Body, TTL: in.TTL, Deadline: time.Now().Add(storeTimeout)}}
+	c := &storing{node: n, in: in, reply: reply, at: time.Now(),
+		Push: inbox.Push{ID: id, Key: n.stored.keys.Key(user, string(in.Key), id), JSON: in.JSON, From: string(in.From), Body: in.Body, TTL: in.TTL, Deadline: time.Now().Add(storeTimeout)}}
 	c.Context, c.Fail, c.Repeat = c, c.fail, c.repeat
+	if span, ok := in.Context.(*tracing.Span); ok {
+		c.span = span.Child("append", c.at)
+	}
 	n.stored.logs.Append(user, &c.Push)
 }
 
@@ -107,15 +119,39 @@ type storing struct {
 	node  *Node
 	in    *peer.In
 	reply func(peer.Reply)
+	at    time.Time     // when it came, and then when it was stored
+	kept  bool          // it was stored
+	span  *tracing.Span // of what it is at
 }
 
 // answer answers it, once.
 func (c *storing) answer(r peer.Reply) {
 	c.node.stored.storing.Add(-int64(len(c.Body)))
+	if c.kept {
+		c.node.metrics.delivering[metric.Kind(true)].Observe(time.Since(c.at).Seconds())
+	}
+	failed := ""
+	if !c.kept {
+		failed = statusNames[r.Status]
+	}
+	c.span.End(failed)
 	c.reply(r)
 }
 
+// stored notes that the store has it.
+func (c *storing) stored() {
+	now := time.Now()
+	c.node.metrics.appended.Inc()
+	c.node.metrics.appending.Observe(now.Sub(c.at).Seconds())
+	c.at, c.kept = now, true
+	if c.span != nil {
+		c.span.EndAt(now)
+		c.span = c.in.Context.(*tracing.Span).Child("deliver", now)
+	}
+}
+
 func (c *storing) repeat(l *inbox.Log, first *inbox.Entry) {
+	c.node.metrics.appends.WithLabelValues(resultDuplicate).Inc()
 	r := peer.Reply{Status: peer.StatusDuplicate}
 	if first != nil {
 		r.Seq, r.Body = first.Seq, []byte(first.ID)
@@ -127,12 +163,11 @@ func (c *storing) repeat(l *inbox.Log, first *inbox.Entry) {
 func (c *storing) fail(err error) {
 	switch {
 	case errors.Is(err, inbox.ErrNotOwner):
-		c.node.metrics.misdirected.Inc()
 		c.answer(peer.Reply{Status: peer.StatusMisdirected})
 	case errors.Is(err, inbox.ErrKeyReused):
 		c.answer(peer.Reply{Status: peer.StatusKeyReused})
 	default:
-		c.node.metrics.unstored.Inc()
+		c.node.metrics.appends.WithLabelValues(resultFailed).Inc()
 		c.node.stored.health.suspect()
 		c.answer(storeReply(err))
 	}
@@ -145,8 +180,8 @@ func storeReply(err error) peer.Reply {
 // deliverStored writes a message that was just stored to the user's sessions.
 // The log is locked.
 func (n *Node) deliverStored(l *inbox.Log, e *inbox.Entry, p *inbox.Push) {
-	n.metrics.storedPushes.Inc()
 	c := p.Context.(*storing)
+	c.stored()
 	frame := storedFrame(e)
 	if cur := n.rings.Current(); !cur.Settled() {
 		if former := cur.Former(l.User); len(former) > 0 {
@@ -156,6 +191,7 @@ func (n *Node) deliverStored(l *inbox.Log, e *inbox.Entry, p *inbox.Push) {
 	}
 	_, sessions := n.hub.find([]byte(l.User))
 	out := &push{answer: func(delivered int) { c.answer(peer.Reply{Delivered: delivered, Seq: e.Seq}) }}
+	// #nosec G115 -- at most MAX_SESSIONS_PER_USER, 10,000
 	out.left.Store(int32(len(sessions) + 1)) // and this loop itself
 	for _, s := range sessions {
 		if s.old.Load() { // counted by the connection that follows it

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -55,7 +56,7 @@ func (n *storingNode) turn(ids ...string) {
 	d := ringOf(1000, ids...).Document
 	d.Cluster, d.Epoch = "", n.epoch // that of a connection to nowhere
 	d.Seal()
-	if err := n.rings.Offer(d); err != nil {
+	if err := offer(n.rings, d); err != nil {
 		n.t.Fatal(err)
 	}
 	n.stored.turned(n.rings.Current())
@@ -123,15 +124,18 @@ func wantFrames(t *testing.T, s *session, want ...string) {
 	}
 }
 
+// noKeys are the keys for stored payloads of a node that has none.
+var noKeys, _ = inbox.LoadKeys("", slog.New(slog.DiscardHandler))
+
 // other appends as another node does.
 func (n *storingNode) other(user, id string) {
 	n.t.Helper()
-	o := newStored(n.Node, n.store, time.Hour, n.log)
+	o := newStored(n.Node, n.store, noKeys, time.Hour, n.log)
 	o.logs.Owner = func(string) (any, bool) { return 1, true }
 	o.logs.Ring = func() any { return 1 }
 	o.logs.Deliver = func(_ *inbox.Log, _ *inbox.Entry, p *inbox.Push) { p.Context.(chan error) <- nil }
 	out := make(chan error, 1)
-	o.logs.Append(user, &inbox.Push{ID: id, Key: inbox.Key(user, "", id), JSON: true, Body: []byte("1"), Deadline: time.Now().Add(time.Second), Context: out,
+	o.logs.Append(user, &inbox.Push{ID: id, Key: id, JSON: true, Body: []byte("1"), Deadline: time.Now().Add(time.Second), Context: out,
 		Fail: func(err error) { out <- err }})
 	if err := <-out; err != nil {
 		n.t.Fatal(err)
@@ -233,7 +237,7 @@ func TestArriveWithoutStore(t *testing.T) {
 		n.stored.positions.Flush(n.ctx)
 		n.push("alice", "3", 4)
 		m := newStoringNode(t) // another process
-		m.Node.stored = newStored(m.Node, n.store, time.Hour, m.log)
+		m.Node.stored = newStored(m.Node, n.store, noKeys, time.Hour, m.log)
 		m.turn("me")
 		n.store.Fail(context.DeadlineExceeded)
 		fresh, w := m.arrive("alice", "fresh", "")
@@ -352,4 +356,13 @@ func TestToldOfNewLog(t *testing.T) {
 			t.Error("the message is taken for one that was written")
 		}
 	})
+}
+
+// offer has a ring taken as if a locator had handed it over.
+func offer(r *cluster.Rings, d ring.Document) error {
+	b, err := r.Encode(d)
+	if err != nil {
+		return err
+	}
+	return r.Offer(b)
 }

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,13 +21,16 @@ import (
 	"github.com/labstack/echo/v4"
 	"github.com/lxzan/gws"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
+	"github.com/dialring/dialring/internal/certs"
 	"github.com/dialring/dialring/internal/cluster"
 	"github.com/dialring/dialring/internal/httpd"
 	"github.com/dialring/dialring/internal/inbox"
 	"github.com/dialring/dialring/internal/peer"
 	"github.com/dialring/dialring/internal/route"
 	"github.com/dialring/dialring/internal/ticket"
+	"github.com/dialring/dialring/internal/tracing"
 	"github.com/dialring/dialring/internal/wire"
 )
 
@@ -39,13 +43,23 @@ type Node struct {
 	signer *ticket.Signer
 	start  time.Time
 
-	hub         *hub
-	presenceOf  *presence
-	limiter     *httpd.Limiter
-	origins     httpd.Origins
-	upgrader    *gws.Upgrader
-	maxSessions int64
-	pingEvery   int64 // seconds of the sweep's clock
+	hub              *hub
+	presenceOf       *presence
+	limiter          httpd.AddressLimiter
+	perUser          *httpd.Limiter[string] // dials
+	frameRate        inflowRate             // of a session
+	byteRate         inflowRate
+	origins          httpd.Origins
+	upgrader         *gws.Upgrader
+	maxSessions      int64
+	maxHandshakes    int
+	waiting, relayed *httpd.Waiting // at the listener for clients, and at the other
+	ringWaits        *shares        // calls that wait for a ring
+	sending          *shares        // bytes of sends that wait for an answer
+	queues           queues
+	memory           memory
+	connections      atomic.Int64 // sessions from their admission until their connection has ended
+	pingEvery        int64        // seconds of the sweep's clock
 
 	// Set by Run, before anything is served.
 	ctx      context.Context
@@ -59,12 +73,16 @@ type Node struct {
 	router   route.Router
 	app      application // nil: there is none
 	metrics  *metrics
+	tracer   *tracing.Tracer // nil: nothing is traced
 
 	draining atomic.Bool  // leaving the ring
 	ending   atomic.Bool  // about to end without leaving it
 	sweptAt  atomic.Int64 // since start
 	admitted atomic.Int64 // sessions, ever
-	joined   atomic.Bool  // was in the ring with this boot id
+	pushed   atomic.Int64 // pushes to users of this node, ever
+	pushRate meter        // of these
+	history  history
+	joined   atomic.Bool // was in the ring with this boot id
 	// admission guards closed, and adding to readers: sessions from their
 	// admission until their connection has ended.
 	admission sync.Mutex
@@ -84,6 +102,8 @@ type Node struct {
 	drainOnce  sync.Once
 	drainAsked chan struct{}
 	locatorAt  atomic.Int64 // when a locator was last heard, since start
+	refused    rate.Sometimes
+	refusals   httpd.Refusals // of tickets and calls, and by the store, in the log
 
 	listening chan struct{}
 	addrs     Addrs
@@ -99,22 +119,42 @@ func New(cfg Config) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{cfg: cfg, signer: ticket.NewSigner(), boot: wire.RandomID(10), start: time.Now(), presenceOf: newPresence(cfg.PresenceGrace), beatNow: make(chan struct{}, 1), someLeft: make(chan struct{}, 1),
-		drainAsked: make(chan struct{}), listening: make(chan struct{})}
+		drainAsked: make(chan struct{}), listening: make(chan struct{}), queues: queues{over: make(chan struct{}, 1)}, refused: rate.Sometimes{Interval: time.Second}}
 	n.hub = newHub(n.presenceOf)
 	n.log = cfg.Log.With("node", cfg.NodeID)
 	n.ids.Prefix = n.boot + "-"
 	n.origins = httpd.Origins{Allowed: cfg.AllowedOrigins, Dev: cfg.dev}
-	rate := cfg.RatePerAddress
+	perAddress, perUser := cfg.RatePerAddress, cfg.RatePerUser
 	if cfg.dev {
-		rate = 0
+		perAddress, perUser = 0, 0
 	}
-	n.limiter = httpd.NewLimiter(rate)
-	n.maxSessions = sessionLimit()
+	n.limiter = httpd.NewAddressLimiter(perAddress)
+	n.perUser = httpd.NewLimiter[string](perUser, 2*cfg.MaxSessionsPerUser)
+	n.frameRate = newInflowRate(cfg.FrameRate, 0)
+	n.byteRate = newInflowRate(cfg.ByteRate, cfg.MaxMessageBytes+envelope)
+	n.ringWaits = newShares(maxRingWaits, 1)
+	n.sending = newShares(int64(cfg.SendQueueBytes), int64(cfg.MaxMessageBytes+envelope))
+	// Descriptors are for sessions, but for those of webhooks and of handshakes at both listeners.
+	reserved := cfg.ReservedFiles
+	if cfg.webhooks() {
+		reserved += cfg.AppConcurrency
+	}
+	n.maxSessions = httpd.ConnectionLimit(reserved)
+	n.maxHandshakes = max(1, int(min(int64(cfg.MaxHandshakes), n.maxSessions/8)))
+	n.maxSessions = max(1, n.maxSessions-2*int64(n.maxHandshakes))
+	n.waiting, n.relayed = n.handshakes(4*max(0, perAddress)), n.handshakes(0)
+	n.waiting.Exempt = cfg.proxies.Has
+	if n.maxSessions < fewSessions {
+		n.log.Warn("the limit of open files leaves room for few sessions: raise it (ulimit -n, LimitNOFILE), or lower DIALRING_RESERVED_FILES, DIALRING_MAX_HANDSHAKES or DIALRING_APP_CONCURRENCY", "event", "few_files", "sessions", n.maxSessions)
+	}
+	if cfg.MaxSessions > 0 {
+		n.maxSessions = min(n.maxSessions, int64(cfg.MaxSessions))
+	}
 	n.pingEvery = max(1, int64(cfg.PingInterval/sweepInterval))
 	n.upgrader = gws.NewUpgrader(events{}, &gws.ServerOption{
 		NewSession:         func() gws.SessionStorage { return &holder{} },
 		SubProtocols:       []string{wire.Subprotocol},
-		CheckUtf8Enabled:   true,
+		CheckUtf8Enabled:   false, // OnMessage does
 		ReadMaxPayloadSize: cfg.MaxMessageBytes + envelope,
 		// JSON text in base64 is the largest frame that goes out.
 		WriteMaxPayloadSize: 2*cfg.MaxMessageBytes + envelope,
@@ -125,6 +165,9 @@ func New(cfg Config) (*Node, error) {
 	})
 	return n, nil
 }
+
+// fewSessions are as many as make no sense for a node.
+const fewSessions = 100
 
 // quiet takes gws's own log: what it tells, the session's end tells too.
 type quiet struct{}
@@ -151,6 +194,24 @@ func (n *Node) Run(ctx context.Context) error {
 		return fmt.Errorf("%w: choose another DIALRING_LISTEN", err)
 	}
 	defer public.Close()
+	cert, err := certs.Load(n.cfg.certificate(), n.log)
+	if err != nil {
+		return err
+	}
+	keys, err := inbox.LoadKeys(n.cfg.InboxKeysFile, n.log)
+	if err != nil {
+		return err
+	}
+	peerTLS, err := certs.Load(n.cfg.peerTLS(), n.log)
+	if err != nil {
+		return err
+	}
+	natsTLS := peerTLS
+	if own := n.cfg.natsTLS(); !own.None() {
+		if natsTLS, err = certs.Load(own.Or(n.cfg.peerTLS()), n.log); err != nil {
+			return err
+		}
+	}
 	peers, err := net.Listen("tcp", n.cfg.PeerListen)
 	if err != nil {
 		return fmt.Errorf("%w: choose another DIALRING_PEER_LISTEN", err)
@@ -162,32 +223,39 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	defer admin.Close()
 	n.cfg.advertise(public.Addr(), peers.Addr())
+	n.memory.limit = n.cfg.memoryLimit()
+	n.queues.limit = n.cfg.queueLimit(n.memory.limit)
 	n.addrs = Addrs{Listen: public.Addr().String(), Peer: peers.Addr().String(), Admin: admin.Addr().String()}
 
-	n.nats, err = cluster.Connect(cluster.Options{URL: n.cfg.NATSURL, Token: string(n.cfg.NATSToken), CredsFile: n.cfg.NATSCreds,
-		Cluster: n.cfg.Cluster, Name: "dialring node " + n.cfg.NodeID, Log: n.log})
+	n.nats, err = cluster.Connect(cluster.Options{URL: n.cfg.NATSURL, Token: string(n.cfg.NATSToken), CredsFile: n.cfg.NATSCreds, TLS: natsTLS,
+		Cluster: n.cfg.Cluster, Identity: cluster.Identity{Node: n.cfg.nodeKey}, Role: "node", Name: "dialring node " + n.cfg.NodeID, PendingBytes: n.cfg.NATSPendingBytes, Log: n.log})
 	if err != nil {
 		return err
 	}
 	defer n.nats.Close()
 	n.rings = cluster.NewRings(n.nats, n.log)
-	n.keys = cluster.NewKeys(n.nats, n.rings, n.log, n.signer, "node:"+n.cfg.NodeID)
+	n.keys = cluster.NewKeys(n.nats, n.rings, n.log, n.signer, ticket.FromNode+n.cfg.NodeID)
 	n.verifier = ticket.NewVerifier(n.cfg.NodeID, n.keys, maxUsedTickets)
-	n.links = &peer.Server{Handle: n.handle, Ring: func() wire.RingRef {
+	n.links = &peer.Server{Handle: n.handle, Replied: n.replied, Ring: func() wire.RingRef {
 		r := n.rings.Current()
 		return wire.RingRef{Epoch: r.Epoch, Hash: r.Hash}
 	}}
-	n.peers.Token = func(node string) string { return n.signer.Peer(fromNode+n.cfg.NodeID, node, time.Now()) }
+	n.peers.TLS, n.peers.Guard = peerTLS, cluster.GuardOf(n.cfg.dev)
+	n.peers.Token = func(node string) string { return n.signer.Peer(ticket.FromNode+n.cfg.NodeID, node, time.Now()) }
 	n.router.Rings, n.router.Links, n.router.Suspect = n.rings, &n.peers, func(string) {} // locators notice it themselves
 	n.app = n.newApplication()
 	store, err := inbox.NewJetStream(inbox.Options{Conn: n.nats.NATS(), Cluster: n.cfg.Cluster, Partitions: n.cfg.InboxPartitions, Replicas: n.cfg.InboxReplicas,
 		Limits: inbox.Limits{Messages: n.cfg.InboxMaxMessages, Age: n.cfg.InboxMaxAge, Window: n.cfg.IdempotencyWindow},
-		Synced: n.nats.Synced, Sync: n.nats.Sync, Log: n.log})
+		Synced: n.nats.Synced, Sync: n.nats.Sync, Create: n.nats.CreateStream, Keys: keys, Log: n.log})
 	if err != nil {
 		return err
 	}
-	n.stored = newStored(n, store, n.cfg.InboxMaxAge, n.log)
-	n.metrics = n.newMetrics()
+	n.stored = newStored(n, store, keys, n.cfg.InboxMaxAge, n.log)
+	n.metrics = n.newMetrics(cert, peerTLS)
+	if n.tracer, err = tracing.New(tracing.Options{Endpoint: n.cfg.OTLPEndpoint, Service: "wsnode", Instance: n.cfg.NodeID, Cluster: n.cfg.Cluster, Log: n.log}); err != nil {
+		return err
+	}
+	defer n.tracer.Close()
 
 	// The control plane outlives ctx, so that the node can leave in order.
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -203,15 +271,36 @@ func (n *Node) Run(ctx context.Context) error {
 	n.nats.OnUp(n.checkPayload)
 	n.nats.OnUp(n.stored.groups.Forget) // the store may be a new one
 	g.Go(func() error { return store.Run(run) })
+	g.Go(func() error { keys.Run(run); return nil })
 	g.Go(func() error { n.stored.health.run(run); return nil })
 	g.Go(func() error { n.stored.positions.Run(run); return nil })
 	g.Go(func() error { n.lookAgain(run); return nil })
 	g.Go(func() error { n.sayPresence(run); return nil })
 	n.sweptAt.Store(int64(time.Since(n.start)))
 	g.Go(func() error { n.sweep(run); return nil })
-	g.Go(func() error { return httpd.Serve(run, public, n.publicHandler(), n.log) })
-	g.Go(func() error { return httpd.Serve(run, peers, n.peerHandler(), n.log) })
-	g.Go(func() error { return httpd.Serve(run, admin, httpd.Admin(admin, n.ready, n.metrics.registry), n.log) })
+	g.Go(func() error { n.relieve(run); return nil })
+	g.Go(func() error { n.watchMemory(run); return nil })
+	g.Go(func() error { cert.Run(run); return nil })
+	g.Go(func() error {
+		return httpd.Serve(run, cert.Listener(public), n.cfg.proxies.Client(n.publicHandler()), n.log, n.waiting.Tune)
+	})
+	g.Go(func() error { peerTLS.Run(run); return nil })
+	if natsTLS != peerTLS {
+		g.Go(func() error { natsTLS.Run(run); return nil })
+	}
+	g.Go(func() error {
+		return httpd.Serve(run, peerTLS.PeerListener(peers), n.peerHandler(), httpd.Handshakes(n.log, func(remote string, why error) {
+			n.sayRefused("a connection to the peer address is refused", remote, why)
+		}), n.relayed.Tune)
+	})
+	adminAddr := admin.Addr()
+	if !httpd.OnLoopback(adminAddr) {
+		admin = cert.Listener(admin)
+	}
+	g.Go(func() error {
+		return httpd.Serve(run, admin, httpd.Admin(httpd.AdminOptions{
+			Addr: adminAddr, Key: string(n.cfg.AdminKey), Ready: n.ready, Metrics: n.metrics.registry, Log: n.log}), n.log, httpd.NewWaiting(maxAdmin, 0, func(bool) { n.limited(limitAdmin) }).Tune)
+	})
 	n.locatorAt.Store(int64(time.Since(n.start)))
 	if err := cluster.OnLocatorBeat(run, n.nats, func(b cluster.LocatorBeat) {
 		n.locatorAt.Store(int64(time.Since(n.start)))
@@ -291,6 +380,7 @@ func (n *Node) publicHandler() http.Handler {
 func (n *Node) peerHandler() http.Handler {
 	e := httpd.New(n.log)
 	e.GET(peer.Path, n.link)
+	e.GET(pathWS, n.dialRelayed)
 	e.GET("/healthz", func(c echo.Context) error {
 		c.Response().Header().Set("Cache-Control", "no-store")
 		return c.JSON(http.StatusOK, n.healthNow())
@@ -312,11 +402,34 @@ func (n *Node) link(c echo.Context) error {
 	}
 	from, err := n.verifier.Peer(token, time.Now())
 	if err != nil {
-		n.log.Warn("a peer call is refused", "event", "peer_refused", "remote", c.Request().RemoteAddr, "error", err)
+		n.sayRefused("a peer call is refused", c.Request().RemoteAddr, err)
 		return wire.NewProblem(http.StatusUnauthorized, wire.CodeUnauthorized, "the peer token is not valid")
 	}
 	n.log.Debug("peer link", "event", "peer_link", "from", from, "remote", c.Request().RemoteAddr)
 	return n.links.Upgrade(c.Response(), c.Request(), from)
+}
+
+// sayRefused tells the log of a stranger at the peer address, once a second at most: who
+// has no token must not fill the disk.
+func (n *Node) sayRefused(what, remote string, err error) {
+	n.refused.Do(func() { n.log.Warn(what, "event", "peer_refused", "remote", remote, "error", err) })
+}
+
+// dialRelayed answers a dial that a locator relays (DIALRING_EDGE there): the client's
+// address is the one that it names.
+func (n *Node) dialRelayed(c echo.Context) error {
+	r := c.Request()
+	c.Response().Header().Set(cluster.NodeHeader, n.cfg.NodeID)
+	_, err := n.verifier.Edge(r.Header.Get(peer.HeaderEdge), time.Now())
+	client, bad := netip.ParseAddrPort(r.Header.Get(peer.HeaderClient))
+	if err = errors.Join(err, bad); err != nil {
+		n.sayRefused("a relayed dial is refused", r.RemoteAddr, err)
+		return wire.NewProblem(http.StatusUnauthorized, wire.CodeUnauthorized, "this address is for locators; clients dial the url that a locator gives them")
+	}
+	r.RemoteAddr = client.String()
+	r.Header.Del(peer.HeaderEdge)
+	r.Header.Del(peer.HeaderClient)
+	return n.dialWS(c)
 }
 
 // ready says why clients should not be sent here.

@@ -6,9 +6,9 @@
 // Open the page that it names in two windows. A private message goes from one user
 // to the other through the cluster (a send that names the user, which the token
 // allows). A message to the room goes to the application, which is backend.go: it
-// gets a webhook, and pushes to the group of those who are in the room. The page
-// (page/dialring.js) is a whole client: it backs off, resumes, acknowledges, and
-// moves to another node without a gap; the button that drains its node shows that.
+// gets a webhook, and pushes to the group of those who are in the room. The page uses
+// the JavaScript SDK (client/js): it backs off, resumes, acknowledges, and moves to
+// another node without a gap; the button that drains its node shows that.
 package main
 
 import (
@@ -30,8 +30,10 @@ import (
 // Yours come from where you keep secrets. (In development mode, as here, anybody on
 // this machine may be any user all the same.)
 const (
+	// #nosec G101 -- an example, and it says so
 	userSecret = "user tokens: an example that anybody can read" // DIALRING_USER_JWT_SECRET
-	appSecret  = "webhooks: an example that anybody can read"    // DIALRING_APP_SECRET
+	// #nosec G101 -- an example, and it says so
+	appSecret = "webhooks: an example that anybody can read" // DIALRING_APP_SECRET
 )
 
 func main() {

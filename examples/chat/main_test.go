@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	_ "embed"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,8 +19,8 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/dialring/dialring/client"
-	"github.com/dialring/dialring/examples/internal/browser"
 	"github.com/dialring/dialring/examples/internal/demo"
+	"github.com/dialring/dialring/internal/browser"
 )
 
 const patience = time.Minute // a bound on hangs
@@ -376,19 +375,6 @@ func TestPage(t *testing.T) {
 	both()
 	once()
 	t.Logf("on the way alice's page says %q", texts(alice, `states`))
-}
-
-//go:embed dialring_test.js
-var clientTest string
-
-// The page's client, frame by frame.
-func TestClient(t *testing.T) {
-	page := chatUp(t)
-	p := browser.Start(t).Open(page)
-	wrong, err := p.Run(clientTest)
-	if err != nil || wrong != "[]" {
-		t.Errorf("%v %s", err, wrong)
-	}
 }
 
 // What the backend must refuse.

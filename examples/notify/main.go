@@ -93,7 +93,7 @@ func (s *service) run(ctx context.Context, locator string, n int) error {
 	users, articles := []string{"alice", "bob", "carol"}, []string{"tea", "coffee", "cake"}
 	orders := make([]order, n)
 	for i := range orders {
-		orders[i] = order{Number: 1001 + i, User: users[i%len(users)], Article: articles[rand.IntN(len(articles))]}
+		orders[i] = order{Number: 1001 + i, User: users[i%len(users)], Article: articles[rand.IntN(len(articles))]} // #nosec G404 -- made up orders
 	}
 
 	g, ctx := errgroup.WithContext(ctx)
@@ -192,7 +192,7 @@ func (s *service) deliver(ctx context.Context, o order) error {
 	for _, o.State = range []string{"packed", "sent", "delivered"} {
 		if s.pause > 0 {
 			select {
-			case <-time.After(rand.N(s.pause)):
+			case <-time.After(rand.N(s.pause)): // #nosec G404 -- made up orders
 			case <-ctx.Done():
 				return ctx.Err()
 			}

@@ -15,7 +15,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	"github.com/dialring/dialring/examples/internal/browser"
+	"github.com/dialring/dialring/internal/browser"
 )
 
 const patience = time.Minute // a bound on hangs
@@ -59,10 +59,10 @@ func TestQuickstart(t *testing.T) {
 	defer http.DefaultClient.CloseIdleConnections()
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	locator, page := freeAddr(t), freeAddr(t)
+	locator, admin, page := freeAddr(t), freeAddr(t), freeAddr(t)
 	out := &output{up: make(chan struct{})}
 	done := make(chan error, 1)
-	go func() { done <- run(ctx, out, locator, page, 3, false) }()
+	go func() { done <- run(ctx, out, locator, admin, page, 3, false) }()
 	select {
 	case <-out.up:
 	case err := <-done:
@@ -70,7 +70,7 @@ func TestQuickstart(t *testing.T) {
 	case <-time.After(patience):
 		t.Fatal("it never said what to do")
 	}
-	for _, want := range []string{"http://" + page, "http://" + locator + "/v1/push/alice"} {
+	for _, want := range []string{"http://" + page, "http://" + locator + "/v1/push/alice", "http://" + admin} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("it does not print %s:\n%s", want, out.String())
 		}
@@ -81,8 +81,17 @@ func TestQuickstart(t *testing.T) {
 	}
 	b, err := io.ReadAll(resp.Body)
 	resp.Body.Close()
-	if err != nil || !strings.Contains(string(b), `const locator = "http://`+strings.ReplaceAll(locator, "/", `\/`)) {
+	if err != nil || !strings.Contains(string(b), `const locators = "http://`+strings.ReplaceAll(locator, "/", `\/`)) {
 		t.Errorf("the page does not know the locator: %v\n%s", err, b)
+	}
+	resp, err = http.Get("http://" + admin + "/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err = io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if err != nil || resp.StatusCode != 200 || !strings.Contains(string(b), "<title>") {
+		t.Errorf("the dashboard: %d %v %s", resp.StatusCode, err, b)
 	}
 	resp, err = http.PostForm("http://"+page+"/push", url.Values{"user": {"nobody"}, "text": {"x"}})
 	if err != nil {

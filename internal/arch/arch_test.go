@@ -26,12 +26,22 @@ var homes = map[string][]string{
 	"github.com/nats-io/nats.go":           {"internal/cluster", "internal/inbox"},
 	"github.com/nats-io/nats-server":       {"internal/natsd"},
 	"github.com/kelseyhightower/envconfig": {"internal/config"},
-	"github.com/golang-jwt/jwt":            {"internal/ticket", "locator"},
+	"github.com/golang-jwt/jwt":            {"internal/ticket", "locator", "client/cmd/dialring"},
+	"github.com/MicahParks/jwkset":         {"locator"},
 	"github.com/MicahParks/keyfunc":        {"locator"},
-	"github.com/prometheus/client_golang":  {"internal/httpd", "locator", "wsnode"},
+	"github.com/prometheus/client_golang":  {"internal/metric", "internal/httpd", "locator", "wsnode"},
+	"go.opentelemetry.io/otel":             {"internal/tracing"},
+	"go.opentelemetry.io/proto/otlp":       {"internal/e2e"},
+	"google.golang.org/protobuf":           {"internal/e2e"},
 	"github.com/labstack/echo":             {"internal/httpd", "locator", "wsnode"},
 	"filippo.io/edwards25519":              {"internal/ticket"},
+	"github.com/chromedp/chromedp":         {"internal/chrome"},
+	"github.com/chromedp/cdproto":          {"internal/chrome"},
+	"github.com/spf13/cobra":               {"client/cmd/dialring"},
+	"github.com/HdrHistogram":              {"client/cmd/dialring"},
+	"golang.org/x/term":                    {"client/cmd/dialring"},
 	"golang.org/x/sync":                    {"*"},
+	"golang.org/x/sys":                     {"internal/httpd"},
 	"golang.org/x/time":                    {"*"},
 }
 
@@ -104,7 +114,7 @@ func imports(t *testing.T) map[string]map[string]string {
 			all[dir][p] = name
 		}
 	})
-	for _, dir := range []string{"internal/wire", "internal/cluster", "internal/ring", "client", "locator", "wsnode", "locator/cmd/locator"} {
+	for _, dir := range []string{"internal/wire", "internal/cluster", "internal/ring", "client", "locator", "wsnode", "locator/cmd/locator", "client/cmd/dialring"} {
 		if len(all[dir]) == 0 {
 			t.Fatalf("nothing was found in %s: has it moved?", dir)
 		}
@@ -138,7 +148,11 @@ func breaks(dir, p string) string {
 	switch {
 	case within(dir, "internal/wire"):
 		return "internal/wire uses the standard library only"
-	case within(dir, "client") && to != "internal/wire" && !within(p, "github.com/lxzan/gws"):
+	case within(dir, "client/cmd") && to != "" && to != "internal/wire" && to != "internal/trust" && to != "client":
+		return "the command is a client: of ours it uses the SDK, internal/wire, and internal/trust to make keys"
+	case within(dir, "internal/trust") && to != "internal/wire":
+		return "internal/trust uses internal/wire and the standard library only"
+	case within(dir, "client") && !within(dir, "client/cmd") && to != "internal/wire" && !within(p, "github.com/lxzan/gws"):
 		return "client uses internal/wire, gws and the standard library only"
 	case within(dir, "locator") && within(to, "wsnode"), within(dir, "wsnode") && within(to, "locator"):
 		return "locator and wsnode never import each other"
@@ -182,6 +196,14 @@ func TestRules(t *testing.T) {
 		{"client", module + "/internal/ring"},
 		{"client", "github.com/nats-io/nats.go"},
 		{"client", "golang.org/x/sync/errgroup"},
+		{"client", "github.com/spf13/cobra"},
+		{"client", module + "/client/cmd/dialring"},
+		{"client/cmd/dialring", module + "/locator"},
+		{"client/cmd/dialring", module + "/internal/ring"},
+		{"client/cmd/dialring", "github.com/nats-io/nats.go"},
+		{"internal/trust", module + "/internal/cluster"},
+		{"internal/trust", "github.com/golang-jwt/jwt/v5"},
+		{"client", module + "/internal/trust"},
 		{"locator", module + "/wsnode"},
 		{"locator/cmd/locator", module + "/wsnode"},
 		{"wsnode", module + "/locator"},
@@ -207,6 +229,8 @@ func TestRules(t *testing.T) {
 		{"internal/wire", "encoding/json"},
 		{"client", module + "/internal/wire"},
 		{"client", "github.com/lxzan/gws"},
+		{"client/cmd/dialring", module + "/client"},
+		{"client/cmd/dialring", "github.com/spf13/cobra"},
 		{"internal/cluster", "github.com/nats-io/nats.go/jetstream"},
 		{"internal/cluster", "golang.org/x/time/rate"},
 		{"examples/quickstart", module + "/wsnode"},

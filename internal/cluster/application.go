@@ -86,7 +86,11 @@ func (c *Conn) makeAppStream(ctx context.Context, age time.Duration, replicas in
 	}
 	conf := jetstream.StreamConfig{Name: c.appStream(), Description: "dialring: what clients sent to the application", Subjects: []string{c.appKeptSubject()},
 		Storage: jetstream.FileStorage, MaxAge: age, Duplicates: min(appWindow, age), Replicas: cmp.Or(replicas, c.usualReplicas())}
-	_, err := c.js.CreateStream(ctx, conf)
+	create := c.js.CreateStream
+	if replicas == 0 {
+		create = c.CreateStream
+	}
+	_, err := create(ctx, conf)
 	if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // the operator's own settings of it stand
 		err = nil
 	}

@@ -34,6 +34,8 @@ func TestBeatsRefused(t *testing.T) {
 		"weight 0":          func(b *NodeBeat) { b.Weight = 0 },
 		"weight -1":         func(b *NodeBeat) { b.Weight = -1 },
 		"weight":            func(b *NodeBeat) { b.Weight = ring.MaxWeight + 1 },
+		"push rate -1":      func(b *NodeBeat) { b.PushRate = -1 },
+		"huge push rate":    func(b *NodeBeat) { b.PushRate = 1e10 },
 		"huge weight":       func(b *NodeBeat) { b.Weight = 1_000_000_000 },
 		"loopback":          func(b *NodeBeat) { b.URL = "ws://127.0.0.1:1/v1/ws" },
 		"metadata":          func(b *NodeBeat) { b.PeerURL = "http://169.254.169.254/latest" },
@@ -122,7 +124,7 @@ func TestClustersDoNotMix(t *testing.T) {
 	background(t, k2.Run)
 	await(t, "a published key", k1.Published())
 	await(t, "a published key", k2.Published())
-	if k2.Key(k1.signer.KID) != nil {
+	if k2.public(k1.signer.KID) != nil {
 		t.Error("a key of one cluster is good in the other")
 	}
 }
@@ -170,7 +172,20 @@ func TestCheckAddress(t *testing.T) {
 		"http://[::ffff:169.254.169.254]":    {false, true},
 		"http://2852039166":                  {false, true},
 		"http://[fe80::1%25eth0]":            {false, true},
-		"http://[fd00:ec2::254]":             {true, true}, // a private network may be one's own
+		"http://[fd00:ec2::254]":             {false, true},
+		"http://[fd00:ec2::255]":             {true, true}, // a private network may be one's own
+		"http://[fd20:ce::254]":              {false, true},
+		"http://100.100.100.200":             {false, true},
+		"http://[::ffff:100.100.100.200]":    {false, true},
+		"http://100.100.100.201":             {true, true},
+		"http://168.63.129.16":               {false, true},
+		"http://192.0.0.192":                 {false, true},
+		"http://[64:ff9b::a9fe:a9fe]":        {false, true},
+		"http://[64:ff9b::127.0.0.1]":        {false, true},
+		"http://[64:ff9b::a00:1]":            {true, true},
+		"http://[2002:7f00:1::1]":            {false, true},
+		"http://[2002:a00:1::1]":             {true, true},
+		"http://[::127.0.0.1]":               {false, true},
 		"http://0.0.0.0":                     {false, true},
 		"http://0":                           {false, true},
 		"http://[::]":                        {false, true},

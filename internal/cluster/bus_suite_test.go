@@ -121,6 +121,9 @@ func testBusStore(t *testing.T, a, b Bus, down, up func()) {
 		if err != nil || string(v) != want || rev == 0 {
 			t.Fatalf("get: %q at %d, %v; want %q", v, rev, err, want)
 		}
+		if l, at, err := x.latest(ctx, bucketRing, key); err != nil || string(l) != want || at != rev {
+			t.Fatalf("latest: %q at %d, %v; want %q at %d", l, at, err, want, rev)
+		}
 		return rev
 	}
 	if _, _, err := a.get(ctx, bucketRing, "k"); !errors.Is(err, errNoBucket) {
@@ -129,11 +132,17 @@ func testBusStore(t *testing.T, a, b Bus, down, up func()) {
 	if _, _, err := a.get(ctx, bucketKeys, "k"); !errors.Is(err, errNoBucket) {
 		t.Fatalf("before anything was put: %v", err)
 	}
+	if _, _, err := a.latest(ctx, bucketRing, "k"); !errors.Is(err, errNoBucket) {
+		t.Fatalf("the latest before anything was put: %v", err)
+	}
 	put(a, "k", "one", 7, errConflict) // there is none at that revision
 	put(a, "k", "one", 0, nil)
 	one := get(b, "k", "one")
 	if _, _, err := b.get(ctx, bucketRing, "other"); !errors.Is(err, errNoKey) {
 		t.Fatalf("a key that nobody put: %v", err)
+	}
+	if _, _, err := b.latest(ctx, bucketRing, "other"); !errors.Is(err, errNoKey) {
+		t.Fatalf("the latest of a key that nobody put: %v", err)
 	}
 	put(b, "k", "two", 0, errConflict)
 	put(b, "k", "two", one, nil)

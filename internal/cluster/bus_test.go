@@ -113,6 +113,7 @@ func (m *memory) OnUp(f func()) {
 }
 
 func (m *memory) clusterName() string  { return m.cluster }
+func (m *memory) identity() Identity   { return Identity{} }
 func (m *memory) logger() *slog.Logger { return quiet }
 
 func (m *memory) publish(subject string, b []byte) {
@@ -186,6 +187,10 @@ func (m *memory) get(ctx context.Context, bucket, key string) ([]byte, uint64, e
 		return nil, 0, errNoKey
 	}
 	return slices.Clone(v.b), v.rev, nil
+}
+
+func (m *memory) latest(ctx context.Context, bucket, key string) ([]byte, uint64, error) {
+	return m.get(ctx, bucket, key)
 }
 
 func (m *memory) put(ctx context.Context, bucket, key string, b []byte, rev uint64) error {

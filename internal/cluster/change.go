@@ -318,14 +318,39 @@ func (s *members) mayLeaveUnrefused(now time.Time) int {
 	return max(0, (len(s.cur.Nodes)+len(s.removed))/2-len(s.removed))
 }
 
-// epochSeen is the newest epoch that a node goes by: a store that lost its data
-// must not number again what was there before.
-func (s *members) epochSeen() uint64 {
-	e := s.cur.Epoch
-	for _, m := range s.m {
-		e = max(e, m.beat.Epoch, m.cand.Epoch)
+// maxStep is how far a ring counts on at once from what nodes say. One bad node, which says
+// what it likes, can so make the number grow by that each countEvery, and needs years to use
+// up the numbers, of which the upper half is for real changes. Where a ring is further behind
+// it takes several steps.
+const maxStep = 1 << 24
+
+// epochSeen is the newest epoch that this locator or a node goes by, but for maxStep, and that
+// node ("": none is ahead): a store that has lost its data, or has it from a backup, must not
+// number again what was there before. A node counts that is heard, and is in the ring or has
+// answered at its addresses. There is no vote: who is heard first would decide it, and one
+// node that is ahead and not followed takes no ring any more.
+func (s *members) epochSeen(now time.Time) (epoch uint64, node string) {
+	epoch = s.cur.Epoch
+	limit := min(epoch+maxStep, ring.MaxEpoch/2)
+	furthest := epoch
+	for id, m := range s.m {
+		var theirs uint64
+		if n, in := s.cur.Process(id); in && m.beat.Boot == n.Boot && now.Sub(m.beatAt) < silentAfter {
+			theirs = m.beat.Epoch
+		} else if !m.eligibleAt.IsZero() && now.Sub(m.candAt) < silentAfter {
+			theirs = m.cand.Epoch
+		}
+		if theirs > furthest && limit > s.cur.Epoch {
+			furthest, epoch, node = theirs, min(theirs, limit), id
+		}
 	}
-	return e
+	return epoch, node
+}
+
+// ahead tells whether a node goes by a newer ring than this locator.
+func (s *members) ahead(now time.Time) bool {
+	_, node := s.epochSeen(now)
+	return node != ""
 }
 
 func (b *NodeBeat) node() ring.Node {

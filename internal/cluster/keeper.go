@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/dialring/dialring/internal/certs"
 	"github.com/dialring/dialring/internal/ring"
 	"github.com/dialring/dialring/internal/wire"
 )
@@ -23,6 +24,10 @@ type Keeper struct {
 	// Behind, if set before Run, is called with a node that has not taken the
 	// published ring by itself. It must not block.
 	Behind func(n ring.Node, d ring.Document)
+	// Probed, if set before Run, is told of each probe. It must not block.
+	Probed func(Probed)
+	// TLS, if set before Run, is shown to the peer addresses of nodes and judges them.
+	TLS *certs.Files
 
 	bus   Bus
 	rings *Rings
@@ -33,8 +38,17 @@ type Keeper struct {
 
 	doubts atomic.Pointer[doubts]
 
+	looked  time.Time // Run's: the store was last looked at because nodes are ahead
+	counted time.Time // publish's: the ring last counted on from an epoch of nodes
+
 	mu      sync.Mutex
 	members *members
+}
+
+// Probed is a probe that was done.
+type Probed struct {
+	Public      bool // of the address for clients; else of that for locators and nodes
+	OK, Refused bool
 }
 
 // doubts are the nodes of which it will be known in a moment whether they are dead.
@@ -46,13 +60,21 @@ type doubts struct {
 // tick is how often the keeper looks what is due; evidence does not wait for it.
 const tick = 50 * time.Millisecond
 
+// lookEvery and countEvery are how often the store is looked at because heartbeats of nodes
+// are ahead of the ring, and how often a ring counts on from them at most.
+const (
+	lookEvery  = time.Second
+	countEvery = 10 * time.Second
+)
+
 // sayAgain is how often the log hears that the ring cannot be changed.
 const sayAgain = 10 * time.Second
 
 // NewKeeper makes a keeper for the locator self.
 func NewKeeper(bus Bus, rings *Rings, log *slog.Logger, self string, dev bool) *Keeper {
-	k := &Keeper{bus: bus, rings: rings, log: log, dev: dev, ask: func(ctx context.Context, p *probe) { p.run(ctx) },
+	k := &Keeper{bus: bus, rings: rings, log: log, dev: dev,
 		wake: make(chan struct{}, 1), members: newMembers(self, bus.clusterName())}
+	k.ask = func(ctx context.Context, p *probe) { p.run(ctx, k.TLS, dev) }
 	k.doubts.Store(&doubts{over: make(chan struct{})})
 	return k
 }
@@ -104,6 +126,52 @@ func (k *Keeper) Locators() int {
 	return k.members.liveLocators(time.Now())
 }
 
+// Candidate is the peer address of a node that wants to join and answers there; empty:
+// there is none of that id.
+func (k *Keeper) Candidate(node string) string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	m := k.members.m[node]
+	if m == nil || m.cand.Boot == "" || m.candPeer.okAt.IsZero() || time.Since(m.candAt) >= silentAfter {
+		return ""
+	}
+	return m.cand.PeerURL
+}
+
+// Hears tells whether heartbeats of a node came here of late, in the ring or not.
+func (k *Keeper) Hears(node string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	m, now := k.members.m[node], time.Now()
+	return m != nil && (now.Sub(m.beatAt) < silentAfter || now.Sub(m.candAt) < silentAfter)
+}
+
+// OldestHeartbeat is how long the node of the ring was silent that was so for longest.
+func (k *Keeper) OldestHeartbeat(now time.Time) time.Duration {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var oldest time.Duration
+	for _, n := range k.members.cur.Nodes {
+		oldest = max(oldest, k.members.get(n.ID).silence(now))
+	}
+	return oldest
+}
+
+// LocatorSeen is another locator, by its last heartbeat.
+type LocatorSeen struct {
+	ID       string
+	Epoch    uint64 // of the ring that it goes by
+	Age      time.Duration
+	Suspects int // processes that it hears and cannot reach
+}
+
+// OthersSeen lists the other locators that are heard, by id.
+func (k *Keeper) OthersSeen() []LocatorSeen {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.members.locatorView(time.Now())
+}
+
 func (k *Keeper) nudge() {
 	select {
 	case k.wake <- struct{}{}:
@@ -137,6 +205,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 		due := k.members.due(now)
 		_, change := k.members.next(now)
 		behind, doc := k.members.behind(now), k.members.cur
+		ahead := now.Sub(k.looked) >= lookEvery && k.members.ahead(now)
 		k.doubtLocked(now)
 		k.mu.Unlock()
 		if k.Behind != nil {
@@ -147,7 +216,10 @@ func (k *Keeper) Run(ctx context.Context) error {
 		for _, p := range due {
 			g.Go(func() error { k.probe(ctx, p); return nil })
 		}
-		if change || k.rings.Lost() {
+		if ahead {
+			k.looked = now
+		}
+		if change || ahead || k.rings.Lost() {
 			select {
 			case publish <- struct{}{}:
 			default:
@@ -157,6 +229,10 @@ func (k *Keeper) Run(ctx context.Context) error {
 }
 
 func (k *Keeper) heard(b NodeBeat) {
+	if o, taken := k.rings.Key(b.KID); taken && o.Node != b.ID {
+		k.log.Warn("a heartbeat is refused", "event", "beat_refused", "node", b.ID, "error", "it names the key of node "+o.Node)
+		return
+	}
 	k.mu.Lock()
 	k.members.heard(b, time.Now())
 	k.mu.Unlock()
@@ -173,10 +249,22 @@ func (k *Keeper) probe(ctx context.Context, p probe) {
 	if ctx.Err() != nil {
 		return
 	}
+	now := time.Now()
 	k.mu.Lock()
-	k.members.probed(p, time.Now())
-	k.doubtLocked(time.Now())
+	k.members.probed(p, now)
+	k.doubtLocked(now)
+	say := !p.ok && k.members.sayWaits(p, now)
 	k.mu.Unlock()
+	if say {
+		address := "PEER_URL"
+		if p.public {
+			address = "NODE_URL"
+		}
+		k.log.Warn("a node wants to join, and one of its addresses does not answer here as that node", "event", "join_waits", "node", p.node, "setting", "DIALRING_"+address, "url", p.url, "error", p.err)
+	}
+	if k.Probed != nil {
+		k.Probed(Probed{Public: p.public, OK: p.ok, Refused: p.refused})
+	}
 	if !p.ok {
 		k.log.Debug("probe failed", "event", "probe", "node", p.node, "public", p.public, "refused", p.refused)
 	}
@@ -210,38 +298,56 @@ func (k *Keeper) publishLoop(ctx context.Context, publish <-chan struct{}) {
 }
 
 // publish reads the stored ring, works out the next one from it, and stores
-// that if nobody else was faster.
+// that if nobody else was faster. A stored ring that is older than what this locator
+// held, or nodes go by, is of a store that has lost data or was set back: the next one
+// counts on from them.
 func (k *Keeper) publish(ctx context.Context) error {
 	if !k.bus.Up() {
 		return errors.New("NATS is not connected")
 	}
-	stored, rev, err := loadRing(ctx, k.bus)
-	if err != nil {
+	k.mu.Lock()
+	seen, by := k.members.epochSeen(time.Now()) // before the store is read, which has it if it has lost nothing
+	k.mu.Unlock()
+	stored, rev, isSigned, err := latestRing(ctx, k.bus)
+	var bad *refusedRing
+	switch {
+	case errors.As(err, &bad): // what this locator goes by comes in its place
+		k.rings.refuse(bad)
+	case err != nil:
 		return err
+	case isSigned && k.bus.identity().Locator == nil:
+		return errors.New("other locators sign the ring and this one cannot: give it their DIALRING_CLUSTER_KEY")
+	default:
+		k.rings.offer(stored)
 	}
-	k.rings.offer(stored)
 	now := time.Now()
 	k.mu.Lock()
 	k.members.setRing(k.rings.Current().Document, now)
 	d, ok := k.members.next(now)
-	held := k.rings.Current().Epoch
-	epoch := held
-	if stored.Epoch == 0 { // new, or it lost its data: no number comes twice
-		epoch = k.members.epochSeen()
-	}
+	newest := k.rings.Current().Epoch
 	k.mu.Unlock()
-	if stored.Epoch < held && !ok {
+	ahead := seen > newest && now.Sub(k.counted) >= countEvery
+	if ahead {
+		newest = seen
+	}
+	if stored.Epoch < newest && bad == nil {
+		k.log.Error("the store has an older ring than the cluster goes by; publishing one that counts on: has NATS lost data, was a backup restored, or who else writes to it?", "event", "ring_older", "stored", stored.Epoch, "epoch", newest, "node", by)
+	}
+	if stored.Epoch < newest && !ok {
 		d.Change = ring.Change{Reason: "restored", Nodes: []string{}, By: k.members.self}
 	} else if !ok {
 		return nil
 	}
-	d.Epoch = max(epoch, stored.Epoch) + 1
+	d.Epoch = max(newest, stored.Epoch) + 1
 	d.Seal()
 	if err := d.Check(); err != nil {
 		return err
 	}
 	if err := swapRing(ctx, k.bus, d, rev); err != nil {
 		return err
+	}
+	if ahead {
+		k.counted = now
 	}
 	k.rings.offer(d)
 	k.mu.Lock()

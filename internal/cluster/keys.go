@@ -8,12 +8,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
 
 	"github.com/dialring/dialring/internal/ticket"
+	"github.com/dialring/dialring/internal/trust"
 )
 
 // How published keys live. A key is put again each keyRefresh; the store
@@ -29,6 +31,8 @@ const (
 	maxUnknown   = 4096
 )
 
+// keyRecord is a published key. With cluster keys (see internal/trust) those of locators
+// are signed, and those of nodes are known by the ring, which is signed.
 type keyRecord struct {
 	Owner  string `json:"owner"`
 	Public []byte `json:"public"`
@@ -36,6 +40,7 @@ type keyRecord struct {
 
 type knownKey struct {
 	public  ed25519.PublicKey // nil: not in the store
+	owner   string
 	checked time.Time
 	asking  bool
 }
@@ -50,17 +55,19 @@ type Keys struct {
 	owner  string
 	limit  *rate.Limiter // fetches of unknown keys, which a stranger can cause
 
+	foreign rate.Sometimes // keys that are not believed
+
 	published chan struct{} // closed once the store has the key
 
 	mu    sync.Mutex
 	known map[string]*knownKey
-	skew  map[string]time.Duration
+	skew  map[string]skew
 }
 
 // NewKeys makes the key book of the process that signs with signer.
 func NewKeys(bus Bus, rings *Rings, log *slog.Logger, signer *ticket.Signer, owner string) *Keys {
 	return &Keys{bus: bus, rings: rings, log: log, signer: signer, owner: owner, limit: rate.NewLimiter(5, 50),
-		published: make(chan struct{}), known: map[string]*knownKey{}, skew: map[string]time.Duration{}}
+		foreign: rate.Sometimes{Interval: sayAgain}, published: make(chan struct{}), known: map[string]*knownKey{}, skew: map[string]skew{}}
 }
 
 // Published is closed once the store has this process's key, so that what it
@@ -115,6 +122,7 @@ func (k *Keys) publish(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	b = trust.Attach(b, k.bus.identity().Locator.Sign(trust.LocatorKey, b))
 	return k.bus.put(ctx, bucketKeys, k.signer.KID, b, anyRevision)
 }
 
@@ -135,8 +143,11 @@ func (k *Keys) Saw(kid string, theirTime time.Time) {
 	if !plausibleKID(kid) {
 		return
 	}
+	now := time.Now()
 	k.mu.Lock()
-	k.skew[kid] = time.Until(theirTime)
+	s := k.skew[kid]
+	s.saw(theirTime.Sub(processTime()), now)
+	k.skew[kid] = s
 	e := k.known[kid]
 	fetch := e == nil || e.public == nil && !e.asking
 	if fetch {
@@ -152,24 +163,29 @@ func (k *Keys) Saw(kid string, theirTime time.Time) {
 	}
 }
 
-// Skew implements ticket.Keys.
+// Skew implements ticket.Keys: it is about this machine's clock, which may have been set
+// since the heartbeats came.
 func (k *Keys) Skew(kid string) time.Duration {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.skew[kid]
+	s, ok := k.skew[kid]
+	if !ok {
+		return 0
+	}
+	return s.value() - time.Since(processTime())
 }
 
 // Key implements ticket.Keys. For a key not met before it asks the store, for
 // at most half a second.
-func (k *Keys) Key(kid string) ed25519.PublicKey {
+func (k *Keys) Key(kid string) (pub ed25519.PublicKey, owner string) {
 	if kid == k.signer.KID {
-		return k.signer.Public
+		return k.signer.Public, k.owner
 	}
 	if !plausibleKID(kid) {
-		return nil
+		return nil, ""
 	}
-	if pub := decodeKey(k.rings.Current().Key(kid)); pub != nil {
-		return pub
+	if r, ok := k.rings.Key(kid); ok {
+		return r.Public, ticket.FromNode + r.Node
 	}
 	now := time.Now()
 	k.mu.Lock()
@@ -181,18 +197,18 @@ func (k *Keys) Key(kid string) ed25519.PublicKey {
 				e.asking = true
 				go k.fetch(kid)
 			}
-			pub := e.public
+			pub, owner := e.public, e.owner
 			k.mu.Unlock()
-			return pub
+			return pub, owner
 		}
 		if !e.checked.IsZero() && now.Sub(e.checked) < unknownFor {
 			k.mu.Unlock()
-			return nil
+			return nil, ""
 		}
 	}
 	if !k.limit.AllowN(now, 1) {
 		k.mu.Unlock()
-		return nil
+		return nil, ""
 	}
 	if e == nil {
 		k.dropStaleLocked(now)
@@ -201,52 +217,74 @@ func (k *Keys) Key(kid string) ed25519.PublicKey {
 	}
 	e.asking = true
 	k.mu.Unlock()
-	if pub := k.fetch(kid); pub != nil {
-		return pub
+	if pub, owner := k.fetch(kid); pub != nil {
+		return pub, owner
 	}
-	return decodeKey(k.rings.Current().Key(kid)) // a ring may have come meanwhile
+	if r, ok := k.rings.Key(kid); ok { // a ring may have come meanwhile
+		return r.Public, ticket.FromNode + r.Node
+	}
+	return nil, ""
 }
 
 // fetch reads kid from the store into the book.
-func (k *Keys) fetch(kid string) ed25519.PublicKey {
+func (k *Keys) fetch(kid string) (ed25519.PublicKey, string) {
 	ctx, cancel := context.WithTimeout(context.Background(), fetchTimeout)
 	defer cancel()
-	pub, err := k.read(ctx, kid)
+	pub, owner, err := k.read(ctx, kid)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	e := k.known[kid]
 	if e == nil {
-		return pub
+		return pub, owner
 	}
 	e.asking = false
 	switch {
 	case err == nil:
-		e.public, e.checked = pub, time.Now()
+		e.public, e.owner, e.checked = pub, owner, time.Now()
 	case errors.Is(err, errNoKey):
 		e.public, e.checked = nil, time.Now()
 		delete(k.skew, kid)
-	case e.public != nil: // the store cannot be asked: what is known stays good
+	case errors.Is(err, errForeignKey) && e.public == nil:
+		e.checked = time.Now()
+		k.foreign.Do(func() {
+			k.log.Warn("a public key in NATS is not believed", "event", "key_refused", "kid", kid, "owner", owner, "error", err)
+		})
+	case e.public != nil: // the store cannot be asked, or somebody wrote over it: what is known stays good
 		e.checked = time.Now()
 	}
-	return e.public
+	return e.public, e.owner
 }
 
-func (k *Keys) read(ctx context.Context, kid string) (ed25519.PublicKey, error) {
+// errForeignKey: what is in the store under a key's id is not to be believed.
+var errForeignKey = errors.New("it is not to be believed")
+
+func (k *Keys) read(ctx context.Context, kid string) (pub ed25519.PublicKey, owner string, err error) {
 	if !k.bus.Up() {
-		return nil, errors.New("NATS is not connected")
+		return nil, "", errors.New("NATS is not connected")
 	}
 	v, _, err := k.bus.get(ctx, bucketKeys, kid)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
+	v, sig, err := trust.Detach(v)
 	var r keyRecord
-	if err := json.Unmarshal(v, &r); err != nil {
-		return nil, err
+	if err == nil {
+		err = json.Unmarshal(v, &r)
 	}
-	if len(r.Public) != ed25519.PublicKeySize {
-		return nil, fmt.Errorf("key %s has %d bytes", kid, len(r.Public))
+	switch {
+	case err != nil:
+		return nil, "", fmt.Errorf("%w: %w", errForeignKey, err)
+	case len(r.Public) != ed25519.PublicKeySize || ticket.KID(r.Public) != kid:
+		return nil, r.Owner, fmt.Errorf("%w: it is another key than its id says", errForeignKey)
 	}
-	return r.Public, nil
+	if a := k.bus.identity().anchor(); a == nil {
+		return r.Public, r.Owner, nil
+	} else if !strings.HasPrefix(r.Owner, ticket.FromLocator) { // it is in the ring, or it is none of ours
+		return nil, r.Owner, fmt.Errorf("%w: the keys of nodes are those in the ring", errForeignKey)
+	} else if err := a.Check(trust.LocatorKey, v, sig); err != nil {
+		return nil, r.Owner, fmt.Errorf("%w: %w", errForeignKey, err)
+	}
+	return r.Public, r.Owner, nil
 }
 
 // dropStaleLocked keeps strangers' made-up keys from filling the book.
@@ -267,7 +305,7 @@ func plausibleKID(kid string) bool {
 		return false
 	}
 	for i := range len(kid) {
-		if c := kid[i]; !(c >= '0' && c <= '9' || c >= 'a' && c <= 'f') {
+		if c := kid[i]; !(c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c == '-' || c == '_') {
 			return false
 		}
 	}

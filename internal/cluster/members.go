@@ -114,6 +114,7 @@ type member struct {
 	candURL    probeState // of its public URL
 	candPeer   probeState
 	eligibleAt time.Time
+	saidAt     time.Time // when the log was told that it cannot join yet
 }
 
 // probeState is how the probes of one address went.
@@ -137,6 +138,7 @@ type probe struct {
 	url        string
 
 	ok, refused bool
+	err         error  // why not ok
 	health      Health // that answered (peer address only)
 	sent        time.Time
 }
@@ -188,7 +190,7 @@ func (s *members) setRing(d ring.Document, now time.Time) {
 	}
 	for _, n := range slices.Concat(s.cur.Nodes, s.cur.Leaving) {
 		if _, still := d.Process(n.ID); !still {
-			if strings.Contains(d.Change.Reason, "crash") && slices.Contains(d.Change.Nodes, n.ID) {
+			if d.Change.Has("crash") && slices.Contains(d.Change.Nodes, n.ID) {
 				s.crashed[n.ID] = crash{n.Boot, now}
 			}
 			m := s.get(n.ID) // it may be alive all the same, and join again
@@ -241,8 +243,8 @@ func (s *members) heard(b NodeBeat, now time.Time) {
 		// The same process at another address is a candidate for its own place:
 		// the new address is probed before anybody is sent there.
 	}
-	if m.cand.Boot != b.Boot && m.cand.Boot != "" && now.Sub(m.candAt) < silentAfter {
-		return // two newcomers of one id: the first one counts
+	if m.cand.Boot != b.Boot && m.cand.Boot != "" && now.Sub(m.candAt) < silentAfter && m.candPeer.fails < 2 {
+		return // two newcomers of one id: the first one counts, if it is there
 	}
 	if m.cand.Boot != b.Boot || m.cand.URL != b.URL || m.cand.PeerURL != b.PeerURL || now.Sub(m.candAt) >= silentAfter {
 		m.dropCandidate()
@@ -303,6 +305,18 @@ func (s *members) liveLocators(now time.Time) int {
 		}
 	}
 	return n
+}
+
+// locatorView lists the other locators that are heard.
+func (s *members) locatorView(now time.Time) []LocatorSeen {
+	var out []LocatorSeen
+	for _, l := range s.locators {
+		if age := now.Sub(l.at); age < silentAfter {
+			out = append(out, LocatorSeen{l.ID, l.Epoch, age, len(l.Suspects)})
+		}
+	}
+	slices.SortFunc(out, func(a, b LocatorSeen) int { return strings.Compare(a.ID, b.ID) })
+	return out
 }
 
 // suspects lists the processes that this locator hears and cannot reach.
@@ -396,10 +410,13 @@ func (s *members) behind(now time.Time) []ring.Node {
 }
 
 // silent tells whether the process in the ring has not been heard for long.
-func (m *member) silent(now time.Time) bool {
+func (m *member) silent(now time.Time) bool { return m.silence(now) >= silentAfter }
+
+// silence is how long it was not heard.
+func (m *member) silence(now time.Time) time.Duration {
 	last := m.since
 	if m.beatAt.After(last) {
 		last = m.beatAt
 	}
-	return now.Sub(last) >= silentAfter
+	return now.Sub(last)
 }

@@ -194,7 +194,7 @@ func TestMembersProperties(t *testing.T) {
 		t.Repeat(map[string]func(*rapid.T){
 			"": func(t *rapid.T) {
 				m.check(t)
-				m.s.epochSeen()
+				m.s.epochSeen(m.now)
 				view := m.s.view(m.now, func(string) float64 { return 0 })
 				if !slices.IsSortedFunc(view, func(a, b wire.RingNode) int { return int(a.ID[0]) - int(b.ID[0]) }) {
 					t.Fatal("view is not sorted")

@@ -361,28 +361,48 @@ func TestWeightsAddUp(t *testing.T) {
 }
 
 func TestEpochSeen(t *testing.T) {
-	w, by := ringOf(t, "a", "b")
-	by["a"].Epoch, by["a"].nextBeat = 41, w.now
-	by["a"].stuck = true
-	w.step()
-	if e := w.s.epochSeen(); e != 41 {
-		t.Errorf("epoch seen %d, a node goes by 41", e)
+	w, by := ringOf(t, "a", "b", "c")
+	says := func(id string, epoch uint64) {
+		by[id].Epoch, by[id].Settled, by[id].nextBeat, by[id].stuck = epoch, 0, w.now, true
+		w.step()
 	}
-	p := w.add("c", 1)
-	p.Epoch, p.stuck = 50, true
-	w.step()
-	if e := w.s.epochSeen(); e != 50 {
-		t.Errorf("epoch seen %d, a node about to join went by 50", e)
+	seen := func(what string, epoch uint64, node string) {
+		t.Helper()
+		if e, n := w.s.epochSeen(w.now); e != epoch || n != node {
+			t.Errorf("%s: epoch %d by %q is seen, want %d by %q", what, e, n, epoch, node)
+		}
 	}
-	// One node must not be able to use up the numbers: the next epoch would be
-	// 0, and no ring could ever be published again.
-	b := beatOf("d", 1)
+	cur := w.s.cur.Epoch
+	seen("nobody is ahead", cur, "")
+	says("a", cur+41)
+	seen("one is", cur+41, "a")
+	// One node must not be able to use up the numbers: no ring could ever be published again.
+	for _, far := range []uint64{cur + maxStep + 1, 1 << 47, ring.MaxEpoch} {
+		says("a", far)
+		seen("one is far ahead", cur+maxStep, "a")
+	}
+	for e, want := range map[uint64]uint64{ring.MaxEpoch/2 - 5: ring.MaxEpoch / 2, ring.MaxEpoch / 2: 0, ring.MaxEpoch/2 + 9: 0} {
+		at := *w.s
+		at.cur.Epoch = e
+		if got, node := at.epochSeen(w.now); want == 0 && (got != e || node != "") || want > 0 && got != want {
+			t.Errorf("at epoch %d: %d by %q is seen", e, got, node)
+		}
+	}
+	says("a", cur+7)
+	says("b", cur+3)
+	says("c", 0) // it has only just started
+	seen("some are ahead", cur+7, "a")
+	// Who has never answered does not count, nor who is not heard any more.
+	p := w.add("d", 1)
+	p.public, p.stuck, p.Epoch = mute, true, cur+9
+	w.run(2 * second)
+	seen("a newcomer that does not answer", w.s.cur.Epoch+7-(w.s.cur.Epoch-cur), "a")
+	w.now = w.now.Add(silentAfter)
+	seen("silence", w.s.cur.Epoch, "")
+	b := beatOf("e", 1)
 	b.Epoch = math.MaxUint64
 	if b.check(true) == nil {
-		w.s.heard(b, w.now)
-	}
-	if w.s.epochSeen()+1 == 0 {
-		t.Error("a heartbeat with the largest epoch leaves no number for the next ring")
+		t.Error("a heartbeat with the largest number is taken")
 	}
 }
 

@@ -1,12 +1,14 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -142,6 +144,7 @@ type fakeNode struct {
 	beat     NodeBeat
 	srv      *httptest.Server
 	silenced atomic.Bool
+	newest   atomic.Uint64 // epoch that it has seen, as a node does that never goes back
 }
 
 func startNode(t *testing.T, c *Conn, id, boot string) *fakeNode {
@@ -165,8 +168,11 @@ func startNode(t *testing.T, c *Conn, id, boot string) *fakeNode {
 			if !n.silenced.Load() {
 				b := n.beat
 				if d, _, err := loadRing(ctx, c); err == nil { // it has nothing to move
-					b.Epoch, b.Settled = d.Epoch, d.Epoch
+					newest := max(d.Epoch, n.newest.Load())
+					n.newest.Store(newest)
+					b.Epoch, b.Settled = newest, newest
 				}
+				b.Time = time.Now()
 				BeatNode(c, b)
 			}
 			select {
@@ -188,10 +194,33 @@ func (n *fakeNode) kill() {
 // keep starts a locator's keeper and its ring on c.
 func keep(t *testing.T, c *Conn, self string) (*Keeper, *Rings) {
 	t.Helper()
+	return keepWith(t, c, self, quiet)
+}
+
+func keepWith(t *testing.T, c *Conn, self string, log *slog.Logger) (*Keeper, *Rings) {
+	t.Helper()
 	r := follow(t, c)
-	k := NewKeeper(c, r, quiet, self, true)
+	k := NewKeeper(c, r, log, self, true)
 	background(t, k.Run)
 	return k, r
+}
+
+// logged is a log that can be read while it is written.
+type logged struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logged) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logged) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 // unusedAddr is an address at which nothing listens.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
@@ -234,6 +235,43 @@ func TestStoreLostItsData(t *testing.T) {
 	}
 	if r.Lost() {
 		t.Error("the store is still said to have lost data")
+	}
+}
+
+// A store that was set back, by a backup or a replay, while no locator lived: the ring counts
+// on from the epoch that a node goes by; of what a node makes up it follows a step each countEvery.
+func TestStoreSetBack(t *testing.T) {
+	s := startNATS(t, t.TempDir(), "127.0.0.1:0")
+	nodes, other := dial(t, s, "c"), dial(t, s, "c")
+	a := startNode(t, nodes, "a", "a1")
+	startNode(t, nodes, "b", "b1")
+	var log logged
+	k, r := keepWith(t, dial(t, s, "c"), "loc", slog.New(slog.NewTextHandler(&log, nil)))
+	eventually(t, "a ring of both nodes", func() bool { return len(r.Current().Nodes) == 2 })
+	if strings.Contains(log.String(), "ring_older") {
+		t.Errorf("nothing was lost, and the log says %s", log.String())
+	}
+	follower := follow(t, other)
+	before := r.Current().Epoch + 40
+	a.newest.Store(before)
+	eventually(t, "a ring that counts on", func() bool { return r.Current().Epoch > before })
+	waitRing(t, follower, before+1)
+	sameOwners(t, r.Current().Document, follower.Current().Document)
+	a.newest.Store(before + 1<<40)
+	k.Failed("a") // a probe, and a look at what is due
+	eventually(t, "it has said so", func() bool {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		return k.members.m["a"].beat.Epoch == before+1<<40
+	})
+	if err := k.publish(t.Context()); err != nil && !errors.Is(err, errConflict) {
+		t.Fatal(err)
+	}
+	if e := r.Current().Epoch; e > before+maxStep+10 { // the step is taken now or, if the last one is not long ago, later
+		t.Errorf("the ring has epoch %d, and only one node made that up", e)
+	}
+	if !strings.Contains(log.String(), "node=a") || !strings.Contains(log.String(), "event=ring_older stored="+fmt.Sprint(before-40)+" epoch="+fmt.Sprint(before)) {
+		t.Errorf("epoch %d is %+v, and the log says %s", r.Current().Epoch, r.Current().Change, log.String())
 	}
 }
 

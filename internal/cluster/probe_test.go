@@ -1,19 +1,25 @@
 package cluster
 
 import (
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
+
+	"github.com/dialring/dialring/internal/certs"
+	"github.com/dialring/dialring/internal/certs/certtest"
+	"github.com/dialring/dialring/internal/config"
 )
 
-// probeOf runs a probe of url.
+// probeOf runs a probe of url, as in development mode: servers of tests are on loopback.
 func probeOf(t *testing.T, url string, public bool) probe {
 	t.Helper()
 	p := probe{node: "ws-1", boot: "b1", public: public, url: url}
-	p.run(t.Context())
+	p.run(t.Context(), nil, true)
 	return p
 }
 
@@ -39,8 +45,10 @@ func TestProbe(t *testing.T) {
 		t.Cleanup(s.Close)
 		return s.URL
 	}
-	if prober.Transport.(*http.Transport).Proxy != nil {
-		t.Error("probes heed the proxy of the environment")
+	for _, c := range []*http.Client{prober, devProber, newProber(&certs.Files{}, false)} {
+		if c.Transport.(*http.Transport).Proxy != nil {
+			t.Error("probes heed the proxy of the environment")
+		}
 	}
 	for name, c := range map[string]struct {
 		url    string
@@ -83,6 +91,54 @@ func TestProbeFails(t *testing.T) {
 	}
 	if p := probeOf(t, "::", false); p.ok || p.refused {
 		t.Errorf("no URL: ok %v, refused %v", p.ok, p.refused)
+	}
+}
+
+// Outside development mode a probe does not end at this machine, by whatever name: names
+// are not resolved before it. With TLS neither.
+func TestProbeOfLocalName(t *testing.T) {
+	var visits atomic.Int32
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		visits.Add(1)
+		w.Header().Set(NodeHeader, "ws-1")
+		_, _ = w.Write([]byte(`{"node":"ws-1","boot":"b1"}`))
+	}))
+	defer s.Close()
+	_, port, err := net.SplitHostPort(s.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := "//localhost:" + port // a name, as any that resolves to it
+	for _, c := range []struct {
+		url    string
+		public bool
+	}{{"http:" + at, false}, {"ws:" + at + "/v1/ws", true}} {
+		for _, dev := range []bool{true, false} {
+			p := probe{node: "ws-1", boot: "b1", public: c.public, url: c.url}
+			p.run(t.Context(), nil, dev)
+			if p.ok != dev || p.refused || !dev && !strings.Contains(p.err.Error(), "of this machine only") {
+				t.Errorf("%s, development mode %v: ok %v, refused %v, %v", c.url, dev, p.ok, p.refused, p.err)
+			}
+		}
+	}
+	if n := visits.Load(); n != 2 {
+		t.Errorf("it was asked %d times, want 2 in development mode", n)
+	}
+	dir := t.TempDir()
+	certtest.New(t, "cluster").Write(t, dir, certtest.Leaf{Names: []string{"localhost"}})
+	files, err := certs.Load(config.TLSFiles{Cert: filepath.Join(dir, "tls.crt"), Key: filepath.Join(dir, "tls.key"), CA: filepath.Join(dir, "ca.pem")}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	secure := probe{node: "ws-1", boot: "b1", url: "https:" + at}
+	if secure.run(t.Context(), files, false); secure.ok || !strings.Contains(secure.err.Error(), "of this machine only") {
+		t.Errorf("with TLS: %v", secure.err)
+	}
+	for address, local := range map[string]bool{"127.0.0.1:80": true, "127.8.9.1:80": true, "[::1]:80": true, "[::ffff:127.0.0.1]:80": true, "169.254.169.254:80": true, "[fe80::1%eth0]:80": true, "0.0.0.0:80": true,
+		"[::]:80": true, "10.0.0.1:80": false, "192.0.2.1:80": false, "[2001:db8::1]:80": false, "[fd00::1]:80": false} {
+		if err := notLocal("tcp", address, nil); (err != nil) != local {
+			t.Errorf("%s: %v", address, err)
+		}
 	}
 }
 

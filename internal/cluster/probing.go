@@ -89,6 +89,16 @@ func (s *members) probed(p probe, now time.Time) {
 	}
 }
 
+// sayWaits tells whether the log is to hear that a probe keeps its node from joining.
+func (s *members) sayWaits(p probe, now time.Time) bool {
+	m := s.m[p.node]
+	if m == nil || m.cand.Boot != p.boot || now.Sub(m.saidAt) < sayAgain {
+		return false
+	}
+	m.saidAt = now
+	return true
+}
+
 // result books a probe; quiet is the pause after a success, or after a failure
 // that is no hurry.
 func (st *probeState) result(p probe, now time.Time, quiet time.Duration) {

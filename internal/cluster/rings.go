@@ -2,8 +2,10 @@ package cluster
 
 import (
 	"context"
-	"fmt"
+	"crypto/ed25519"
+	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,6 +22,9 @@ import (
 // newer epoch (Refresh), and every ten seconds in any case. A KV watch is not
 // used: after a restart of NATS it stays silent for 10 to 20 s.
 type Rings struct {
+	// Refusals counts rings that broke the rules, or were not signed as they must be.
+	Refusals atomic.Uint64
+
 	bus  Bus
 	log  *slog.Logger
 	cur  atomic.Pointer[ring.Ring]
@@ -28,7 +33,52 @@ type Rings struct {
 	mu      sync.Mutex // for what follows, and for all changes of cur
 	changed chan struct{}
 	loaded  bool
-	lost    bool // the store has an older ring than this one: it lost data
+	since   time.Time          // the first one was read
+	lost    bool               // the store has an older ring than this one, or one that is refused
+	refused uint64             // revision of the ring that was refused last
+	keys    map[string]RingKey // by kid: of the nodes of this ring, and for a while of those before
+	before  []formerRing       // the last ones, the newest last
+}
+
+// RingKey is the public key of a node, by a ring.
+type RingKey struct {
+	Node   string
+	Public ed25519.PublicKey
+	left   time.Time // since when no ring has it; zero: the ring has it
+}
+
+// formerKeys is how long the key of a node stays good that has left the ring, and how long it
+// is known whom it owned: longer than the tokens that it signed before.
+const formerKeys = time.Minute
+
+type formerRing struct {
+	*ring.Ring
+	left time.Time
+}
+
+// formerRings bounds how many rings are kept for that.
+const formerRings = 16
+
+// Had tells whether a node owned a user by this ring or one of the last minute, or may still
+// have had sessions from before.
+func (r *Rings) Had(node, user string) bool {
+	had := func(x *ring.Ring) bool {
+		if o, ok := x.Owner(user); ok && o.ID == node {
+			return true
+		}
+		return slices.ContainsFunc(x.Former(user), func(o *ring.Node) bool { return o.ID == node })
+	}
+	r.mu.Lock()
+	before := slices.Clone(r.before)
+	r.mu.Unlock()
+	return had(r.Current()) || slices.ContainsFunc(before, func(f formerRing) bool { return time.Since(f.left) < formerKeys && had(f.Ring) })
+}
+
+// Remembers tells whether rings are known here for as long as Had looks back.
+func (r *Rings) Remembers() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return !r.since.IsZero() && time.Since(r.since) >= formerKeys
 }
 
 const ringPoll = 10 * time.Second
@@ -115,6 +165,10 @@ func (r *Rings) Run(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return nil
 			}
+			if bad := (*refusedRing)(nil); errors.As(err, &bad) {
+				r.refuse(bad)
+				break
+			}
 			r.log.Warn("the published ring cannot be read; going on with the last one", "event", "ring_unreadable", "error", err)
 			select {
 			case <-ctx.Done():
@@ -133,13 +187,15 @@ func (r *Rings) Confirm(ctx context.Context) {
 	}
 }
 
+// Encode writes a ring as Offer takes it.
+func (r *Rings) Encode(d ring.Document) ([]byte, error) { return encodeRing(d, r.bus) }
+
 // Offer takes a ring that somebody else of the cluster has read, if it is newer:
 // who is cut off from NATS gets it so.
-func (r *Rings) Offer(d ring.Document) error {
-	if d.Cluster != r.bus.clusterName() {
-		return fmt.Errorf("a ring of cluster %q", d.Cluster)
-	}
-	if err := d.Check(); err != nil {
+func (r *Rings) Offer(b []byte) error {
+	d, _, err := decodeRing(b, r.bus)
+	if err != nil {
+		r.Refusals.Add(1)
 		return err
 	}
 	if d.Epoch > r.Current().Epoch {
@@ -163,8 +219,59 @@ func (r *Rings) offer(d ring.Document) {
 		r.log.Error("two rings of one epoch; the stored one counts", "event", "ring_conflict", "epoch", d.Epoch, "hash", d.Hash, "had", cur.Hash)
 	}
 	r.cur.Store(cur.Next(d))
+	if len(r.before) == formerRings {
+		r.before = append(r.before[:0], r.before[1:]...)
+	}
+	r.before = append(slices.DeleteFunc(r.before, func(f formerRing) bool { return time.Since(f.left) >= formerKeys }), formerRing{cur, time.Now()})
+	r.keepKeysLocked(&d)
+	if r.since.IsZero() {
+		r.since = time.Now()
+	}
 	close(r.changed)
 	r.changed = make(chan struct{})
 	r.log.Info("new ring", "event", "ring", "epoch", d.Epoch, "hash", d.Hash, "nodes", len(d.Nodes),
 		"reason", d.Change.Reason, "changed", d.Change.Nodes, "by", d.Change.By)
+}
+
+// refuse reports a stored ring that is not to be gone by, each once.
+func (r *Rings) refuse(bad *refusedRing) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.loaded, r.lost = true, true
+	if r.refused == bad.revision {
+		return
+	}
+	r.refused = bad.revision
+	r.Refusals.Add(1)
+	r.log.Error("the published ring is refused; going on with the last one, which locators publish again. Who wrote it?",
+		"event", "ring_refused", "revision", bad.revision, "error", bad.err)
+}
+
+func (r *Rings) keepKeysLocked(d *ring.Document) {
+	now := time.Now()
+	had := r.keys
+	r.keys = make(map[string]RingKey, len(d.Nodes)+len(d.Leaving))
+	for _, list := range [][]ring.Node{d.Leaving, d.Nodes} {
+		for _, n := range list {
+			if pub := decodeKey(n.Key); pub != nil {
+				r.keys[n.KID] = RingKey{Node: n.ID, Public: pub}
+			}
+		}
+	}
+	for kid, k := range had {
+		if k.left.IsZero() {
+			k.left = now
+		}
+		if _, stays := r.keys[kid]; !stays && now.Sub(k.left) < formerKeys {
+			r.keys[kid] = k
+		}
+	}
+}
+
+// Key returns the public key with this id of a node that is in the ring, or was a moment ago.
+func (r *Rings) Key(kid string) (RingKey, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	k, ok := r.keys[kid]
+	return k, ok && (k.left.IsZero() || time.Since(k.left) < formerKeys)
 }

@@ -25,7 +25,7 @@ func (c *Conn) Synced() (string, error) {
 	switch {
 	case id == "" || name == "" || id != c.nc.ConnectedServerId():
 		return "", errors.New("the connection to NATS broke")
-	case strings.HasPrefix(name, SyncedName):
+	case strings.HasPrefix(name, SyncedName) && c.nc.ConnectedClusterName() == "": // in a cluster servers sync by themselves
 		return id, nil
 	}
 	return "", nil

@@ -14,7 +14,7 @@ func (s *members) view(now time.Time, share func(id string) float64) []wire.Ring
 	var out []wire.RingNode
 	show := func(n ring.Node, state string, share float64) {
 		m := s.get(n.ID)
-		v := wire.RingNode{ID: n.ID, URL: n.URL, Weight: n.Weight, State: state, Sessions: m.beat.Sessions, Share: share, LastSeenMS: -1}
+		v := wire.RingNode{ID: n.ID, URL: n.URL, Weight: n.Weight, State: state, Sessions: m.beat.Sessions, Share: share, PushRate: m.beat.PushRate, LastSeenMS: -1}
 		if state == wire.StateActive && (m.silent(now) || m.peer.fails > 0) {
 			v.State = wire.StateSuspect
 		}
@@ -41,7 +41,7 @@ func (s *members) view(now time.Time, share func(id string) float64) []wire.Ring
 			state = wire.StateDraining
 		}
 		out = append(out, wire.RingNode{ID: id, URL: m.cand.URL, Weight: m.cand.Weight, State: state,
-			Sessions: m.cand.Sessions, LastSeenMS: now.Sub(m.candAt).Milliseconds()})
+			Sessions: m.cand.Sessions, PushRate: m.cand.PushRate, LastSeenMS: now.Sub(m.candAt).Milliseconds()})
 	}
 	slices.SortFunc(out, func(a, b wire.RingNode) int { return strings.Compare(a.ID, b.ID) })
 	return out

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -82,6 +83,17 @@ func Cluster(s string) error {
 	return nil
 }
 
+// minAdminKey is long enough that nobody finds a random one by trying.
+const minAdminKey = 16
+
+// AdminKey checks the key of admin listeners, if there is one.
+func AdminKey(key Secret) error {
+	if key != "" && len(key) < minAdminKey {
+		return Errorf("DIALRING_ADMIN_KEY has %d bytes; it must have at least %d, such as from: openssl rand -base64 24", len(key), minAdminKey)
+	}
+	return nil
+}
+
 // NATSURL checks a list of NATS servers.
 func NATSURL(list string) error {
 	for s := range strings.SplitSeq(list, ",") {
@@ -96,6 +108,81 @@ func NATSURL(list string) error {
 	}
 	return nil
 }
+
+// IsHTTPURL tells whether another program can be called by HTTP under s, which has no
+// password in it.
+func IsHTTPURL(s string) bool {
+	u, err := url.Parse(s)
+	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != "" && u.User == nil && u.Fragment == ""
+}
+
+// OTLPEndpoint checks the URL of a trace collector, if there is one.
+func OTLPEndpoint(s string) error {
+	if s != "" && !IsHTTPURL(s) {
+		return Errorf("DIALRING_OTLP_ENDPOINT must be an http or https URL such as http://127.0.0.1:4318, without a password in it")
+	}
+	return nil
+}
+
+// TLSFiles are the settings of a certificate: files, and what it is for.
+type TLSFiles struct {
+	Prefix        string // of the settings' names: "", PEER_ or NATS_
+	Cert, Key, CA string
+	Mutual        bool // the CA is that of the certificate, too
+}
+
+// None tells whether no file is set.
+func (f TLSFiles) None() bool { return f.Cert == "" && f.Key == "" && f.CA == "" }
+
+// Names are the settings that are set.
+func (f TLSFiles) Names() string {
+	var out []string
+	for _, s := range []struct{ name, file string }{{"CERT", f.Cert}, {"KEY", f.Key}, {"CA", f.CA}} {
+		if s.file != "" {
+			out = append(out, "DIALRING_"+f.Prefix+"TLS_"+s.name+"_FILE")
+		}
+	}
+	return strings.Join(out, ", ")
+}
+
+// Or has the files of others where its own are not set.
+func (f TLSFiles) Or(others TLSFiles) TLSFiles {
+	f.CA = cmp.Or(f.CA, others.CA)
+	if f.Cert == "" {
+		f.Cert, f.Key = others.Cert, others.Key
+	}
+	return f
+}
+
+// Check checks that those are set that go together.
+func (f TLSFiles) Check() error {
+	switch {
+	case f.Mutual && !f.None() && (f.Cert == "" || f.Key == "" || f.CA == ""):
+		return Errorf("DIALRING_%[1]sTLS_CERT_FILE, DIALRING_%[1]sTLS_KEY_FILE and DIALRING_%[1]sTLS_CA_FILE go together: set all three, or none", f.Prefix)
+	case (f.Cert == "") != (f.Key == ""):
+		return Errorf("DIALRING_%[1]sTLS_CERT_FILE and DIALRING_%[1]sTLS_KEY_FILE go together: set both, or neither", f.Prefix)
+	}
+	return nil
+}
+
+// NATSTLS checks the files for connections to NATS against the URLs to which they are for.
+func NATSTLS(f TLSFiles, list string) error {
+	if err := f.Check(); err != nil || f.None() {
+		return err
+	}
+	for s := range strings.SplitSeq(list, ",") {
+		if s = strings.TrimSpace(s); !strings.HasPrefix(s, "tls://") && !strings.HasPrefix(s, "wss://") {
+			return Errorf("%s is set, and DIALRING_NATS_URL has a server without TLS: write each as tls://host:4222, or unset the files", f.Names())
+		}
+	}
+	return nil
+}
+
+// Least values of settings that both programs have.
+const (
+	LeastReservedFiles = 20
+	LeastNATSPending   = 4 << 20 // two of the largest messages of the embedded NATS
+)
 
 // Range checks a number.
 func Range[N int | int64](name string, v, from, to N) error {
@@ -126,6 +213,29 @@ func Origins(list []string) ([]string, error) {
 		if err != nil || u.Scheme == "" || u.Host == "" || u.User != nil || u.Scheme+"://"+u.Host != o || strings.ToLower(o) != o || strings.Contains(o, "*") {
 			return nil, Errorf("DIALRING_ALLOWED_ORIGINS has %q; an origin is written as browsers send it, such as https://app.example.com or http://localhost:3000 (no path, no wildcard)", o)
 		}
+	}
+	return out, nil
+}
+
+// Networks checks a list of networks or addresses. One with bits beyond its mask is a
+// mistake, such as 10.0.0.7/8 for 10.0.0.7, and one of everything would believe everybody.
+func Networks(name string, list []string) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, s := range list {
+		s = strings.TrimSpace(s)
+		p, err := netip.ParsePrefix(s)
+		if a, bad := netip.ParseAddr(s); bad == nil {
+			p, err = netip.PrefixFrom(a, a.BitLen()), nil
+		}
+		switch {
+		case err != nil || p.Addr().Zone() != "" || p.Addr().Is4In6():
+			return nil, Errorf("DIALRING_%s has %q; it lists networks such as 10.0.0.0/8 or fd00::/8, or single addresses, separated by commas", name, s)
+		case p != p.Masked():
+			return nil, Errorf("DIALRING_%s has %q, which is an address and no network; did you mean %s or %s", name, s, p.Addr(), p.Masked())
+		case p.Bits() == 0:
+			return nil, Errorf("DIALRING_%s has %q, which is everybody: then anyone could claim any address; name the networks of your proxies", name, s)
+		}
+		out = append(out, p)
 	}
 	return out, nil
 }

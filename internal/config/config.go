@@ -5,6 +5,8 @@
 //	env:"NAME"      the variable, without the prefix DIALRING_
 //	default:"..."   its default
 //	desc:"..."      what -h says
+//	file:"true"     a text that may hold a password, and so may come from a file as a
+//	                Secret may
 //
 // internal/config turns these into what envconfig wants.
 package config
@@ -25,6 +27,10 @@ import (
 
 // Prefix of every setting's name.
 const Prefix = "DIALRING_"
+
+// cliPrefix is of the variables of the command line, dialring. It has settings of its own,
+// and an operator's shell, or a pod, has them next to those of a program.
+const cliPrefix = Prefix + "CLI_"
 
 // Secret is a setting that never shows in a log or an error.
 type Secret string
@@ -49,13 +55,23 @@ func (s Secret) GoString() string { return s.String() }
 // Load fills spec, a pointer to a struct of settings, from the environment.
 // What is not set there stays as it is: the libraries' New puts the defaults
 // in. Every setting that cannot be read and every unknown DIALRING_ name is
-// reported, together.
+// reported, together; those of the command line are not looked at. A setting that is a
+// secret may also be in a file, which its name with _FILE behind it names.
 func Load(spec any) error {
 	v := reflect.ValueOf(spec).Elem()
 	var errs []error
 	var names []string
 	for f := range fields(v) {
 		names = append(names, f.name)
+		if f.fromFile() {
+			names = append(names, f.name+fileSuffix)
+			if read, err := readFile(f); err != nil {
+				errs = append(errs, err)
+				continue
+			} else if read {
+				continue
+			}
+		}
 		if _, ok := os.LookupEnv(f.name); !ok {
 			continue
 		}
@@ -65,7 +81,7 @@ func Load(spec any) error {
 	}
 	for _, e := range os.Environ() {
 		name, _, _ := strings.Cut(e, "=")
-		if strings.HasPrefix(name, Prefix) && !slices.Contains(names, name) {
+		if strings.HasPrefix(name, Prefix) && !strings.HasPrefix(name, cliPrefix) && !slices.Contains(names, name) {
 			errs = append(errs, fmt.Errorf("%s is no setting of this program%s; -h lists them", name, suggest(name, names)))
 		}
 	}
@@ -84,7 +100,7 @@ func process(f field) error {
 		return fmt.Errorf("%s cannot be read as %s: see -h for its form", f.name, kind(f.sf.Type))
 	}
 	f.v.Set(one.Elem().Field(0))
-	if k := f.v.Kind(); f.v.IsZero() && f.sf.Tag.Get("default") != "" && k >= reflect.Int && k <= reflect.Float64 {
+	if k := f.v.Kind(); f.v.IsZero() && f.sf.Tag.Get("default") != "" && f.sf.Tag.Get("default") != "0" && k >= reflect.Int && k <= reflect.Float64 {
 		return fmt.Errorf("%s must not be 0; its default is %s", f.name, f.sf.Tag.Get("default"))
 	}
 	return nil
@@ -111,11 +127,12 @@ func Defaults(spec any) error {
 
 // Usage prints every setting with its default and meaning.
 func Usage(w io.Writer, about string, spec any) {
-	fmt.Fprintf(w, "%s\n\nSettings are environment variables; there are no flags but -h.\n\n", about)
+	fmt.Fprintf(w, "%s\n\nSettings are environment variables; there are no flags but -h and -version.\n"+
+		"One whose type says \"or a file\" may be in a file instead: add %s to its name, and give the path.\n\n", about, fileSuffix)
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(t, "NAME\tTYPE\tDEFAULT\tMEANING")
 	for f := range fields(reflect.ValueOf(spec).Elem()) {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", f.name, kind(f.sf.Type), f.sf.Tag.Get("default"), f.sf.Tag.Get("desc"))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", f.name, f.kind(), f.sf.Tag.Get("default"), f.sf.Tag.Get("desc"))
 	}
 	_ = t.Flush()
 }
@@ -137,6 +154,13 @@ func fields(v reflect.Value) func(yield func(field) bool) {
 	}
 }
 
+func (f field) kind() string {
+	if f.fromFile() {
+		return kind(f.sf.Type) + " (or a file)"
+	}
+	return kind(f.sf.Type)
+}
+
 func kind(t reflect.Type) string {
 	switch {
 	case t.String() == "time.Duration":
@@ -145,7 +169,9 @@ func kind(t reflect.Type) string {
 		return "comma list"
 	case t == reflect.TypeFor[Secret]():
 		return "secret"
-	case t.Kind() == reflect.Int:
+	case t.Kind() == reflect.Bool:
+		return "true or false"
+	case t.Kind() == reflect.Int || t.Kind() == reflect.Float64:
 		return "number"
 	}
 	return "text"

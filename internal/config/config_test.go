@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"testing"
@@ -146,11 +148,13 @@ func TestMainStatus(t *testing.T) {
 		"help":                    {[]string{"-h"}, nil, nil, 0, "DIALRING_WEIGHT", ""},
 		"--help":                  {[]string{"--help"}, nil, nil, 0, "DIALRING_WEIGHT", ""},
 		"help, bad setting":       {[]string{"-h"}, map[string]string{"WEIGHT": "x"}, nil, 0, "DIALRING_WEIGHT", ""},
-		"an argument":             {[]string{"--listen=:1"}, nil, nil, 2, "", "--listen=:1"},
-		"a wrong setting":         {nil, map[string]string{"WEIGHT": "x"}, nil, 2, "", "DIALRING_WEIGHT"},
-		"a wrong level":           {nil, map[string]string{"LOG_LEVEL": "loud"}, nil, 2, "", "DIALRING_LOG_LEVEL"},
-		"a wrong format":          {nil, map[string]string{"LOG_FORMAT": "xml"}, nil, 2, "", "DIALRING_LOG_FORMAT"},
-		"settings that cannot be": {nil, nil, fmt.Errorf("start: %w", Errorf("DIALRING_X and DIALRING_Y are both set")), 2, "", "DIALRING_X"},
+		"-version":                {[]string{"-version"}, nil, nil, 0, "about (devel) " + runtime.Version() + " ", ""},
+		"--version, bad setting":  {[]string{"--version"}, map[string]string{"WEIGHT": "x"}, nil, 0, runtime.GOOS + "/" + runtime.GOARCH + "\n", ""},
+		"an argument":             {[]string{"--listen=:1"}, nil, nil, exitSettings, "", "--listen=:1"},
+		"a wrong setting":         {nil, map[string]string{"WEIGHT": "x"}, nil, exitSettings, "", "DIALRING_WEIGHT"},
+		"a wrong level":           {nil, map[string]string{"LOG_LEVEL": "loud"}, nil, exitSettings, "", "DIALRING_LOG_LEVEL"},
+		"a wrong format":          {nil, map[string]string{"LOG_FORMAT": "xml"}, nil, exitSettings, "", "DIALRING_LOG_FORMAT"},
+		"settings that cannot be": {nil, nil, fmt.Errorf("start: %w", Errorf("DIALRING_X and DIALRING_Y are both set")), exitSettings, "", "DIALRING_X"},
 		"it fails":                {nil, nil, errors.New("the port is taken"), 1, "", "the port is taken"},
 		"it ends":                 {nil, nil, nil, 0, "", ""},
 	} {
@@ -177,6 +181,27 @@ func TestMainStatus(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestBuilt(t *testing.T) {
+	platform := " " + runtime.Version() + " " + runtime.GOOS + "/" + runtime.GOARCH
+	commit := []debug.BuildSetting{{Key: "vcs", Value: "git"}, {Key: "vcs.revision", Value: "0123456789abcdef"}, {Key: "vcs.modified", Value: "true"}}
+	for want, c := range map[string]struct {
+		version string
+		info    *debug.BuildInfo
+	}{
+		"(devel)":                         {"", nil},
+		"v1.2.3":                          {"", &debug.BuildInfo{Main: debug.Module{Version: "v1.2.3"}}},
+		"1.2.4":                           {"1.2.4", &debug.BuildInfo{Main: debug.Module{Version: "(devel)"}}},
+		"(devel) 0123456789ab (modified)": {"", &debug.BuildInfo{Settings: commit}},
+		"v1.2.3 0123456789ab":             {"", &debug.BuildInfo{Main: debug.Module{Version: "v1.2.3"}, Settings: commit[:2]}},
+	} {
+		version = c.version
+		if got := built(c.info); got != want+platform {
+			t.Errorf("%q, want %q", got, want+platform)
+		}
+	}
+	version = ""
 }
 
 func TestLogger(t *testing.T) {

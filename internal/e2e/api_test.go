@@ -7,9 +7,12 @@ import (
 	"io"
 	"math"
 	"net/url"
+	"path/filepath"
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/golang-jwt/jwt/v5"
 
 	"github.com/dialring/dialring/internal/wire"
 	"github.com/dialring/dialring/locator"
@@ -201,8 +204,74 @@ func TestInprocLocate(t *testing.T) {
 	})
 }
 
-func TestInprocAPIKeys(t *testing.T) {
-	c := inprocStart(t, locator.Config{APIKeys: []string{"first-key", "second-key"}})
+// What a user sends with a good token: a locate goes by the token, whatever the query and the
+// body say, and each body is bounded.
+func TestLocateRequests(t *testing.T) {
+	const ours = "https://app.example.com"
+	c := processes(t, locator.Config{AllowedOrigins: []string{ours}}, wsnode.Config{})
+	const at = "/v1/locate"
+	pad := func(n int) string { return `{"device":"` + strings.Repeat(" ", n-13) + `"}` }
+	table := []inprocRequest{
+		{"", "GET", at, "", "", 200, "", nil},
+		{"another user in the query", "POST", at + "?user=bob&sub=bob", "", "", 200, "", nil},
+		{"another user in the body", "POST", at, inprocJSON, `{"user":"bob","sub":"bob","device":"d"}`, 200, "", nil},
+		{"depth 32", "POST", at, inprocJSON, `{"x":` + inprocNested(31) + `}`, 200, "", nil},
+		{"depth 33", "POST", at, inprocJSON, `{"x":` + inprocNested(32) + `}`, 400, inprocBad, nil},
+		{"depth 8,000", "POST", at, inprocJSON, strings.Repeat("[", 8000), 400, inprocBad, nil},
+		{"10^6 keys", "POST", at, inprocJSON, `{"a":1` + strings.Repeat(`,"a":1`, 1_000_000) + `}`, 413, wire.CodeTooLarge, nil},
+		{"a huge number", "POST", at, inprocJSON, `{"device":1` + strings.Repeat("0", 9000) + "e999999}", 400, inprocBad, nil},
+		{"trailing data", "POST", at, inprocJSON, `{} {}`, 400, inprocBad, nil},
+		{"array", "POST", at, inprocJSON, `[]`, 400, inprocBad, nil},
+		{"invalid UTF-8", "POST", at, inprocJSON, "{\"x\":\"\xff\"}", 400, inprocBad, nil},
+		{"too large", "POST", at, inprocJSON, pad(200 << 10), 413, wire.CodeTooLarge, nil},
+		{"gzip", "POST", at, inprocJSON, `{}`, 415, inprocBad, []string{"Content-Encoding", "gzip"}},
+		{"device with a newline", "POST", at, inprocJSON, `{"device":"a\nb"}`, 400, inprocBad, nil},
+		{"device with a star", "POST", at, inprocJSON, `{"device":"*"}`, 400, inprocBad, nil},
+		{"device of 65", "GET", at + "?device=" + strings.Repeat("d", 65), "", "", 400, inprocBad, nil},
+		{"device with NUL", "GET", at + "?device=a%00", "", "", 400, inprocBad, nil},
+		{"device with a slash", "GET", at + "?device=a%2Fb", "", "", 400, inprocBad, nil},
+		{"failed with a wildcard", "POST", at, inprocJSON, `{"failed":["ws-1",">"]}`, 400, inprocBad, nil},
+		{"broken query", "GET", at + "?device=%zz", "", "", 400, inprocBad, nil},
+		{"DELETE", "DELETE", at, "", "", 405, wire.CodeMethodNotAllowed, nil},
+		{"our origin", "GET", at, "", "", 200, "", []string{"Origin", ours}},
+	}
+	for _, o := range []string{"https://evil.com", "null", "http://localhost:3000", "http://127.0.0.1", ours + ".evil.com", ours + ":443"} {
+		table = append(table, inprocRequest{"origin " + o, "GET", at, "", "", 403, wire.CodeForbidden, []string{"Origin", o}})
+	}
+	services := *c
+	services.key = inprocToken(t, jwt.SigningMethodHS256, []byte(inprocSecret), nil, inprocClaims(nil))
+	services.requests(table)
+	for _, q := range []string{"?user=bob", "?user=bob&access_token=x"} {
+		var l wire.LocateResponse
+		inprocDecode(t, services.call("POST", at+q, inprocJSON, `{"user":"bob","device":"d"}`).body, &l)
+		c.issued.add(l.Ticket)
+		if l.User != "alice" {
+			t.Errorf("with alice's token and %s %q was located", q, l.User)
+			continue
+		}
+		a, conn := inprocRaw(t, c.node(l.Node).at.Listen, newInprocDial(l.Ticket).String())
+		if w := inprocOpened(t, a, conn); w.welcome.User != "alice" {
+			t.Errorf("with alice's token %q is welcome", w.welcome.User)
+		}
+	}
+	// And a user is no service, nor a service a user.
+	for _, r := range [][2]string{{"POST", "/v1/push/alice"}, {"POST", "/v1/broadcast"}, {"GET", "/v1/ring"}, {"GET", "/v1/users/alice"}, {"DELETE", "/v1/users/alice/sessions"}} {
+		inprocProblem(t, services.call(r[0], r[1], inprocJSON, `{}`), 401, inprocNoAuth)
+	}
+	inprocProblem(t, c.call("POST", at+"?user=alice", "", ""), 401, inprocNoAuth)
+}
+
+func TestAPIKeys(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "keys.json")
+	keys := func(keyScope ...string) string {
+		var all []string
+		for i := 0; i < len(keyScope); i += 2 {
+			all = append(all, fmt.Sprintf(`{"name":%q,"sha256":%q,"scopes":[%q]}`, keyScope[i], wire.Digest(keyScope[i]), keyScope[i+1]))
+		}
+		return `{"keys":[` + strings.Join(all, ",") + `]}`
+	}
+	writeFile(t, file, keys("reader-key", "read", "pusher-key", "push"))
+	c := processes(t, locator.Config{APIKeys: []string{"first-key", "second-key"}, APIKeysFile: file})
 	for _, r := range [][2]string{{"POST", "/v1/push/alice?durable=false"}, {"POST", "/v1/push?durable=false"}, {"POST", "/v1/broadcast"}, {"GET", "/v1/ring"}} {
 		for _, auth := range []string{"", "Bearer", "Bearer ", "Bearer dev", "Bearer first-ke", "Bearer first-key2", "Bearer FIRST-KEY", "Bearer first-key,second-key",
 			"Basic first-key", "first-key", "Bearer first-key second-key"} {
@@ -222,10 +291,35 @@ func TestInprocAPIKeys(t *testing.T) {
 			t.Errorf("a key in the query: %d", a.status)
 		}
 	}
+	// Those of the file, as digests: each may do what it is for, and no more, until it is no
+	// longer in it. A digest is no key.
+	ask := func(key, method, path string) int {
+		return inprocDo(t, method, "http://"+c.at.Listen+path, strings.NewReader("1"), "Authorization", "Bearer "+key, "Content-Type", inprocJSON).status
+	}
+	for _, x := range []struct {
+		key, method, path string
+		want              int
+	}{{"reader-key", "GET", "/v1/ring", 200}, {"reader-key", "POST", "/v1/push/alice?durable=false", 403}, {"reader-key", "POST", "/v1/broadcast", 403}, {"reader-key", "DELETE", "/v1/users/alice/sessions", 403},
+		{"reader-key", "POST", "/v1/nodes/ws-1/drain", 403}, {"pusher-key", "GET", "/v1/ring", 403}, {"pusher-key", "DELETE", "/v1/users/alice/sessions?revoke=true", 403},
+		{"late-key", "GET", "/v1/ring", 401}, {wire.Digest("reader-key"), "GET", "/v1/ring", 401}, {wire.Digest("first-key"), "GET", "/v1/ring", 401}} {
+		if got := ask(x.key, x.method, x.path); got != x.want {
+			t.Errorf("%s %s with %s: %d, want %d", x.method, x.path, x.key, got, x.want)
+		}
+	}
+	if got := ask("pusher-key", "POST", "/v1/push/alice?durable=false"); got == 401 || got == 403 {
+		t.Errorf("a push with a key for pushes: %d", got)
+	}
+	writeFile(t, file, keys("late-key", "read"))
+	inprocEventually(t, "the new key is good", func() bool { return ask("late-key", "GET", "/v1/ring") == 200 })
+	for key, want := range map[string]int{"reader-key": 401, "pusher-key": 401, "first-key": 200, "second-key": 200} {
+		if got := ask(key, "GET", "/v1/ring"); got != want {
+			t.Errorf("%s afterwards: %d, want %d", key, got, want)
+		}
+	}
 }
 
-func TestInprocRing(t *testing.T) {
-	c := inprocStart(t, locator.Config{}, wsnode.Config{}, wsnode.Config{Weight: 3})
+func TestRing(t *testing.T) {
+	c := processes(t, locator.Config{}, wsnode.Config{}, wsnode.Config{Weight: 3})
 	w := c.connect(c.userOf("ws-2"), "web")
 	var r wire.RingResponse
 	inprocEventually(t, "the ring shows the session and both nodes active", func() bool {

@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -34,13 +35,24 @@ type listener struct {
 // listen connects a user through the SDK and waits until it is connected.
 func listen(t *testing.T, user string, locators ...*locatorProc) *listener {
 	t.Helper()
-	l := &listener{user: user, got: make(chan string, 4096), conn: make(chan string, 64), count: map[string]int{}}
 	var urls []string
 	for _, p := range locators {
 		urls = append(urls, "http://"+p.addr)
 	}
-	c, err := client.New(client.Config{Locators: urls, User: user,
-		HTTP: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}},
+	return listenAs(t, user, nil, locators[0].as(user), urls...)
+}
+
+// listenAt does it at locators' URLs.
+func listenAt(t *testing.T, user string, trust *tls.Config, urls ...string) *listener {
+	t.Helper()
+	return listenAs(t, user, trust, client.Config{User: user}, urls...)
+}
+
+func listenAs(t *testing.T, user string, trust *tls.Config, as client.Config, urls ...string) *listener {
+	t.Helper()
+	l := &listener{user: user, got: make(chan string, 4096), conn: make(chan string, 64), count: map[string]int{}}
+	c, err := client.New(client.Config{Locators: urls, User: as.User, Token: as.Token, TLS: trust,
+		HTTP: &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: trust}},
 		OnMessage: func(_ context.Context, m client.Message) {
 			l.mu.Lock()
 			l.count[string(m.Data)]++

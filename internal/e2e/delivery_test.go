@@ -159,9 +159,9 @@ func TestInprocPingTimeout(t *testing.T) {
 	}
 }
 
-// TestInprocNeverReads has a client that never reads.
-func TestInprocNeverReads(t *testing.T) {
-	c := inprocStart(t, locator.Config{}, wsnode.Config{SessionQueueBytes: 256 << 10})
+// TestNeverReads has a client that never reads.
+func TestNeverReads(t *testing.T) {
+	c := processes(t, locator.Config{}, wsnode.Config{SessionQueueBytes: 256 << 10})
 	n := c.nodes[0]
 	slow := c.connect("slow", "web")
 	_ = slow.Conn.(*net.TCPConn).SetReadBuffer(4096)

@@ -135,6 +135,7 @@ func crowdStays(t *testing.T, l *locatorProc, user string, all []*handset, nodes
 	for _, h := range all {
 		select {
 		case <-h.ended:
+			h.stopped(t, wire.CloseTooManySessions)
 		default:
 			stay = append(stay, h)
 		}

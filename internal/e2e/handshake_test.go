@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -23,7 +24,7 @@ type inprocHandshake struct {
 	name   string
 	edit   func(d *inprocDial, ticket string)
 	status int
-	code   wire.Code
+	code   wire.Code // empty: it is net/http that refuses it, before the node sees it
 }
 
 func inprocSet(name string, values ...string) func(*inprocDial, string) {
@@ -49,6 +50,10 @@ func (c *inprocCluster) handshakes(table []inprocHandshake) {
 				inprocOpened(t, a, conn).alive()
 				return
 			}
+			if h.code == "" {
+				inprocRefused(t, a, conn, h.status)
+				return
+			}
 			inprocProblem(t, a, h.status, h.code)
 			switch h.status {
 			case 405:
@@ -59,13 +64,29 @@ func (c *inprocCluster) handshakes(table []inprocHandshake) {
 				if v := a.header.Get("Sec-WebSocket-Version"); v != "13" {
 					t.Errorf("426 with Sec-WebSocket-Version %q", v)
 				}
+				if u, c := a.header.Get("Upgrade"), a.header.Get("Connection"); u != "websocket" || !strings.EqualFold(c, "upgrade") {
+					t.Errorf("426 with Upgrade %q and Connection %q", u, c)
+				}
 			}
 		})
 	}
 }
 
-func TestInprocHandshake(t *testing.T) {
-	c := inprocStart(t, locator.Config{}, wsnode.Config{})
+// inprocRefused checks an answer of net/http's own: short, and the end of the connection.
+func inprocRefused(t *testing.T, a inprocAnswer, conn *inprocConn, status int) {
+	t.Helper()
+	if a.status != status || len(a.body) > 200 {
+		t.Fatalf("status %d, want %d: %s", a.status, status, a.body)
+	}
+	if rest, _ := io.ReadAll(conn.br); len(rest) > 0 { // it may be reset: not all that came was read
+		t.Errorf("after the answer came %q", rest)
+	}
+}
+
+// TestHandshake has the handshake of RFC 6455, section 4, to the letter of HTTP, on a
+// node outside development mode.
+func TestHandshake(t *testing.T) {
+	c := processes(t, locator.Config{}, wsnode.Config{})
 	bad := wire.CodeInvalidRequest
 	c.handshakes([]inprocHandshake{
 		{"good", func(*inprocDial, string) {}, 101, ""},
@@ -82,6 +103,32 @@ func TestInprocHandshake(t *testing.T) {
 		}, 101, ""},
 		{"since 0", inprocTarget("/v1/ws?since=0"), 101, ""},
 		{"extensions are not taken", inprocSet("Sec-WebSocket-Extensions", "permessage-deflate"), 101, ""},
+		{"extensions that cannot be read", inprocSet("Sec-WebSocket-Extensions", ";;=,\"", ",,,"), 101, ""},
+		{"names of headers in any case", func(d *inprocDial, _ string) {
+			for i, h := range d.headers {
+				d.headers[i][0] = [2]string{strings.ToUpper(h[0]), strings.ToLower(h[0])}[i%2]
+			}
+		}, 101, ""},
+		{"Connection in two headers", inprocSet("Connection", "keep-alive", "Upgrade"), 101, ""},
+		{"Upgrade in two headers", inprocSet("Upgrade", "h2c", "websocket"), 101, ""},
+		{"Upgrade as a list", inprocSet("Upgrade", "h2c, WEBSOCKET ,foo/2"), 101, ""},
+		{"blanks around values", func(d *inprocDial, _ string) {
+			d.set("Sec-WebSocket-Version", " \t13\t ")
+			d.set("Sec-WebSocket-Key", "  "+inprocKey+"  ")
+		}, 101, ""},
+		{"a header in two lines", inprocSet("Upgrade", "\r\n websocket"), 101, ""},
+		{"the protocol twice", func(d *inprocDial, tk string) {
+			d.set("Sec-WebSocket-Protocol", "dialring.v1, dialring.v1", "dialring.v1, dialring.ticket."+tk)
+		}, 101, ""},
+		{"absolute target", inprocTarget("http://node.test/v1/ws"), 101, ""},
+		{"absolute target of another host", inprocTarget("http://other.test/v1/ws"), 101, ""},
+		{"a body of nothing", inprocSet("Content-Length", "0"), 101, ""},
+		{"a thousand headers", func(d *inprocDial, _ string) {
+			for i := range 1000 {
+				d.headers = append(d.headers, [2]string{fmt.Sprint("X-", i), "y"})
+			}
+		}, 101, ""},
+		{"a query that is not of the contract", inprocTarget("/v1/ws?device=%00&x=%ff&since="), 101, ""},
 
 		{"no WebSocket request", func(d *inprocDial, _ string) {
 			d.set("Connection")
@@ -132,6 +179,45 @@ func TestInprocHandshake(t *testing.T) {
 		{"WebSocket version 8", inprocSet("Sec-WebSocket-Version", "8"), 426, bad},
 		{"WebSocket version 14", inprocSet("Sec-WebSocket-Version", "14"), 426, bad},
 		{"two WebSocket versions", inprocSet("Sec-WebSocket-Version", "13", "8"), 426, bad},
+		{"WebSocket versions as a list", inprocSet("Sec-WebSocket-Version", "13, 8"), 426, bad},
+		{"WebSocket version 13 twice", inprocSet("Sec-WebSocket-Version", "13", "13"), 426, bad},
+		{"WebSocket version 12", inprocSet("Sec-WebSocket-Version", "12"), 426, bad},
+		{"WebSocket version 013", inprocSet("Sec-WebSocket-Version", "013"), 426, bad},
+		{"WebSocket version 13.0", inprocSet("Sec-WebSocket-Version", "13.0"), 426, bad},
+		{"no WebSocket version", inprocSet("Sec-WebSocket-Version"), 426, bad},
+		{"empty WebSocket version", inprocSet("Sec-WebSocket-Version", ""), 426, bad},
+		{"get", inprocMethod("get"), 405, wire.CodeMethodNotAllowed},
+		{"a method that is none", inprocMethod("UPGRADE"), 405, wire.CodeMethodNotAllowed},
+		{"the path with a slash", inprocTarget("/v1/ws/"), 404, wire.CodeNotFound},
+		{"the path with two slashes", inprocTarget("//v1//ws"), 404, wire.CodeNotFound},
+		{"the path in capitals", inprocTarget("/V1/WS"), 404, wire.CodeNotFound},
+		{"the path encoded", inprocTarget("/v1%2Fws"), 404, wire.CodeNotFound},
+		{"the path with dots", inprocTarget("/v1/../v1/ws"), 404, wire.CodeNotFound},
+		{"the path of peers", inprocTarget("/v1/peer"), 404, wire.CodeNotFound},
+
+		{"no Host", inprocSet("Host"), 400, ""},
+		{"two Hosts", inprocSet("Host", "node.test", "other.test"), 400, ""},
+		{"a Host that is none", inprocSet("Host", "a b"), 400, ""},
+		{"a blank before the colon", func(d *inprocDial, _ string) {
+			d.set("Upgrade")
+			d.headers = append(d.headers, [2]string{"Upgrade ", "websocket"})
+		}, 400, ""},
+		{"a header without a name", func(d *inprocDial, _ string) { d.headers = append(d.headers, [2]string{"", "x"}) }, 400, ""},
+		{"a NUL in a header", inprocSet("X-Nul", "a\x00b"), 400, ""},
+		{"a lone CR in a header", inprocSet("X-Cr", "a\rb"), 400, ""},
+		{"a target that is none", inprocTarget("ws"), 400, ""},
+		{"a path that cannot be decoded", inprocTarget("/v1/%zz"), 400, ""},
+		{"two lengths", inprocSet("Content-Length", "0", "1"), 400, ""},
+		{"a length below 0", inprocSet("Content-Length", "-1"), 400, ""},
+		{"HTTP/2.0", func(d *inprocDial, _ string) { d.proto = "HTTP/2.0" }, 505, ""},
+		{"HTTP of none", func(d *inprocDial, _ string) { d.proto = "HTTP/one" }, 400, ""},
+		{"a transfer encoding that is none", inprocSet("Transfer-Encoding", "gzip"), 501, ""},
+		{"a header of 24 KiB", inprocSet("X-Long", strings.Repeat("x", 24<<10)), 431, ""},
+		{"headers of 24 KiB", func(d *inprocDial, _ string) {
+			for i := range 2000 {
+				d.headers = append(d.headers, [2]string{fmt.Sprint("X-", i), "yyyyy"})
+			}
+		}, 431, ""},
 
 		{"no ticket", inprocSet("Sec-WebSocket-Protocol", "dialring.v1"), 401, wire.CodeUnauthorized},
 		{"empty ticket", inprocSet("Sec-WebSocket-Protocol", "dialring.v1, dialring.ticket."), 401, wire.CodeUnauthorized},
@@ -153,6 +239,43 @@ func TestInprocHandshake(t *testing.T) {
 	}
 }
 
+// halfCode marks what ends in the middle of a frame.
+const halfCode = -1
+
+// A client need not wait for the answer before it sends frames. What it sent is
+// handled behind welcome, or, if the dial is refused, by nobody.
+func TestEarlyFrames(t *testing.T) {
+	c := processes(t, locator.Config{}, wsnode.Config{})
+	long := `{"type":"ping","ref":1}` + strings.Repeat(" ", 10_000)
+	for name, x := range map[string]conform{
+		"a ping":                     {send: inprocText(`{"type":"ping","ref":1}`), want: []string{`{"type":"pong","ref":1}`}},
+		"control frames":             {send: joined(inprocFrame(0x89, []byte("p")), inprocFrame(0x8A, nil)), want: []string{"pong p"}},
+		"more than a buffer":         {send: joined(inprocText(long), inprocText(long)), want: []string{`{"type":"pong","ref":1}`, `{"type":"pong","ref":1}`}},
+		"half a head":                {send: []byte{0x89}, want: nil, code: halfCode},
+		"a close frame":              {send: closing(1001, ""), code: 1001},
+		"a broken frame":             {send: joined(inprocText(long), []byte{0xFF, 0xFF}), want: []string{`{"type":"pong","ref":1}`}, code: 1002},
+		"a length with the top bit":  {send: []byte{0x81, 0xFF, 0x80, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4}, code: 1002},
+		"another request, pipelined": {send: []byte("GET /healthz HTTP/1.1\r\nHost: node.test\r\n\r\n"), code: 1002},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := c.with(t)
+			l := c.locate("alice", "web")
+			a, conn := inprocRaw(t, c.node(l.Node).at.Listen, newInprocDial(l.Ticket).String()+string(x.send))
+			w := inprocOpened(t, a, conn)
+			if x.code == halfCode { // its other half comes now
+				w.send(string(inprocFrame(0x89, []byte("late"))[1:]))
+				x = conform{want: []string{"pong late"}}
+			}
+			w.conforms(x)
+		})
+	}
+	t.Run("refused", func(t *testing.T) {
+		d := newInprocDial("nonsense").String() + string(inprocText(`{"type":"ping"}`))
+		a, _ := inprocRaw(t, c.nodes[0].at.Listen, d)
+		inprocProblem(t, a, 401, wire.CodeUnauthorized)
+	})
+}
+
 func inprocSetBearer(d *inprocDial, tk string) { d.set("Authorization", "Bearer "+tk) }
 
 func inprocMethod(m string) func(*inprocDial, string) {
@@ -162,14 +285,14 @@ func inprocMethod(m string) func(*inprocDial, string) {
 	}
 }
 
-func TestInprocHandshakeOrigins(t *testing.T) {
+func TestHandshakeOrigins(t *testing.T) {
 	const ours = "https://app.example.com"
-	c := inprocStart(t, locator.Config{}, wsnode.Config{AllowedOrigins: []string{ours, "https://b.example.com:8443"}})
+	c := processes(t, locator.Config{}, wsnode.Config{AllowedOrigins: []string{ours, "https://b.example.com:8443"}})
 	var table []inprocHandshake
-	for _, o := range []string{ours, "https://b.example.com:8443", "http://localhost:3000", "http://127.0.0.1", "http://[::1]:80"} {
+	for _, o := range []string{ours, "https://b.example.com:8443"} {
 		table = append(table, inprocHandshake{"allowed " + o, inprocSet("Origin", o), 101, ""})
 	}
-	for _, o := range []string{"null", "", "https://app.example.com.evil.com", "https://evilapp.example.com", "https://x.app.example.com",
+	for _, o := range []string{"http://localhost:3000", "http://127.0.0.1", "http://[::1]:80", "null", "", "https://app.example.com.evil.com", "https://evilapp.example.com", "https://x.app.example.com",
 		"https://example.com", "https://APP.example.com", "HTTPS://app.example.com", "http://app.example.com", "wss://app.example.com",
 		"https://app.example.com:443", "https://app.example.com:8443", "https://b.example.com", "https://app.example.com@evil.com",
 		"https://user@app.example.com", "https://app.example.com/", "https://app.example.com.", "https://app.example.com#", "app.example.com",
@@ -197,8 +320,8 @@ func inprocToken(t *testing.T, method jwt.SigningMethod, key any, header, claims
 	return s
 }
 
-func TestInprocTicketsRefused(t *testing.T) {
-	c := inprocStart(t, locator.Config{}, wsnode.Config{}, wsnode.Config{})
+func TestTicketsRefused(t *testing.T) {
+	c := processes(t, locator.Config{}, wsnode.Config{}, wsnode.Config{})
 	s, stranger := c.signer(), ticket.NewSigner()
 	const node = "ws-1"
 	user, other := c.userOf(node), c.userOf("ws-2")
@@ -231,6 +354,7 @@ func TestInprocTicketsRefused(t *testing.T) {
 	// refused for its claims is refused here for its signature, too, unless it is
 	// made with Signer.
 	forged := sign(good, now)
+	c.issued.add(forged) // the log is searched for it at the end
 	parts := strings.Split(forged, ".")
 	sig, err := base64.RawURLEncoding.DecodeString(parts[2])
 	if err != nil {
@@ -295,6 +419,38 @@ func TestInprocTicketsRefused(t *testing.T) {
 		})
 	}
 
+	for name, edit := range map[string]func(*inprocDial, string){
+		"1 MB as bearer":      func(d *inprocDial, tk string) { d.set("Authorization", "Bearer "+tk) },
+		"1 MB as subprotocol": func(d *inprocDial, tk string) { d.set("Sec-WebSocket-Protocol", "dialring.v1, dialring.ticket."+tk) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			conn := inprocConnect(t, c.node(node).at.Listen)
+			d := newInprocDial("x")
+			edit(d, strings.Repeat("a", 1<<20))
+			sent := make(chan struct{})
+			go func() { // the node does not read all of it
+				defer close(sent)
+				_, _ = io.WriteString(conn.Conn, d.String())
+			}()
+			if a, err := conn.tryAnswer(); err == nil && a.status != 431 { // or it is reset
+				t.Errorf("%d %s", a.status, a.body)
+			}
+			_ = conn.Close()
+			<-sent
+			a, again := dial(t, sign(good, time.Now()))
+			inprocOpened(t, a, again).alive()
+		})
+	}
+
+	t.Run("the log says why", func(t *testing.T) {
+		dial(t, "")
+		for reason, more := range map[string]string{"invalid": "kid=", "unknown_key": "kid=", "expired": "user=" + user, "audience": "user=", "missing": "remote=" + ownAddress(t) + ":"} {
+			c.log.await(t, "event=ticket_refused", "level=INFO", "reason="+reason+" ", more)
+			if n := c.metric(c.node(node), fmt.Sprintf("dialring_tickets_refused_total{reason=%q}", reason)); n == "0" || n == "" {
+				t.Errorf("%q refusals for %s are counted", n, reason)
+			}
+		}
+	})
 	t.Run("not the owner", func(t *testing.T) {
 		a, _ := dial(t, sign(ticket.Ticket{User: other, Device: "web", Node: node}, time.Now()))
 		inprocProblem(t, a, 421, wire.CodeMisdirected)

@@ -36,7 +36,7 @@ func (l *load) arrived(t *testing.T) {
 
 func durableLoad(t *testing.T, locators ...*locatorProc) *load {
 	t.Helper()
-	return startLoad(t, loadConfig{Locators: locators, Users: 60, Devices: 2, Rate: 200, Durable: true})
+	return startLoad(t, loadConfig{Locators: locators, Users: 60, Devices: 2, Rate: steady(200), Durable: true})
 }
 
 // pushed waits until so many more pushes were answered.

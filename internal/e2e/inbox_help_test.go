@@ -158,13 +158,19 @@ func (b *bare) welcomed(t *testing.T, head, pending uint64, gap bool) {
 	}
 }
 
-// metric reads one of a node's metrics that has no labels.
+// ready waits until this process of the node is in the ring.
+func (n *nodeProc) ready(t *testing.T) {
+	t.Helper()
+	eventually(t, n.id+" is ready", func() bool { status, _ := call(t, "GET", "http://"+n.admin+"/readyz", ""); return status == 200 })
+}
+
+// metric reads one of a node's metrics, with its labels if it has any.
 func (n *nodeProc) metric(t *testing.T, name string) float64 {
 	t.Helper()
 	status, b := call(t, "GET", "http://"+n.admin+"/metrics", "")
 	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) == 2 && f[0] == name {
-			v, err := strconv.ParseFloat(f[1], 64)
+		if text, ok := strings.CutPrefix(line, name+" "); ok {
+			v, err := strconv.ParseFloat(strings.TrimSpace(text), 64)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -78,9 +78,30 @@ func TestInbox(t *testing.T) {
 	}
 }
 
+// A cursor of another user's log is none of this one: the client is told of a gap, and gets
+// what is its own.
+func TestInboxCursorOfAnother(t *testing.T) {
+	l := startNormal(t, 3).l
+	var alices []wire.Message
+	alice := dialSince(t, l, "alice", "d", "")
+	alice.welcomed(t, 0, 0, false)
+	for i := 1; i <= 3; i++ {
+		l.keep(t, "alice", fmt.Sprintf(`"of alice %d"`, i))
+		alices = append(alices, alice.message(t, uint64(i), fmt.Sprintf(`"of alice %d"`, i)))
+		l.keep(t, "bob", fmt.Sprintf(`"of bob %d"`, i))
+	}
+	for i, m := range alices {
+		bob := dialSince(t, l, "bob", fmt.Sprintf("d%d", i), m.Cursor)
+		bob.welcomed(t, 3, 3, true)
+		for i := 1; i <= 3; i++ {
+			bob.message(t, uint64(i), fmt.Sprintf(`"of bob %d"`, i))
+		}
+	}
+}
+
 // A repeat within the window answers like the first, and nothing is delivered twice.
 func TestInboxIdempotency(t *testing.T) {
-	l, _ := threeNodes(t, "DIALRING_IDEMPOTENCY_WINDOW=3s")
+	l := startNormal(t, 3, "DIALRING_IDEMPOTENCY_WINDOW=3s").l
 	b := dialSince(t, l, "alice", "d", "")
 	status, first, _ := l.store(t, "alice", `{"n":1}`, "", "order-1")
 	if status != 200 || first.Seq != 1 || first.Duplicate || first.Delivered != 1 {
@@ -349,7 +370,7 @@ func TestInboxResume(t *testing.T) {
 // Users whose ids differ only in what NATS or a path could take for something else
 // have each a log of their own.
 func TestInboxIDs(t *testing.T) {
-	l, _ := threeNodes(t)
+	l := startNormal(t, 3).l
 	ids := []string{"*", ">", "a.b", "a b", "a/b", "a%2Fb", "é", "日本", "..", "a.*", strings.Repeat("u", 128)}
 	for i, id := range ids {
 		l.keep(t, id, fmt.Sprint(i))

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/golang-jwt/jwt/v5"
+
 	"github.com/dialring/dialring/internal/cluster"
 	"github.com/dialring/dialring/internal/ticket"
 	"github.com/dialring/dialring/internal/wire"
@@ -94,13 +96,15 @@ func inprocEventually(t *testing.T, what string, f func() bool) {
 	}
 }
 
-// inprocCluster is a locator in development mode and its nodes, in this
-// process.
+// inprocCluster is a locator and its nodes: in development mode, in this process
+// (inprocStart), or outside it, in processes of their own (processes).
 type inprocCluster struct {
 	t     *testing.T
 	log   *inprocLog
 	at    locator.Addrs
 	nodes []*inprocNode
+	key   string // of services
+	auth  bool   // clients show tokens: it is not in development mode
 
 	issued *inprocTickets
 }
@@ -158,9 +162,27 @@ func inprocRun(t *testing.T, name string, run func(context.Context) error) (cont
 // the ring. Settings that are not given are such that they fit a test.
 func inprocStart(t *testing.T, lc locator.Config, nodes ...wsnode.Config) *inprocCluster {
 	t.Helper()
-	c := &inprocCluster{t: t, log: newInprocLog(), issued: &inprocTickets{}}
-	t.Cleanup(c.checkLog) // last of all
-	lc.Dev, lc.Listen, lc.AdminListen, lc.NATSListen = "true", "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
+	lc.Dev = "true"
+	for i := range nodes {
+		nodes[i].Dev, nodes[i].Listen, nodes[i].PeerListen = "true", "127.0.0.1:0", "127.0.0.1:0"
+	}
+	return inprocStartAs(t, &inprocCluster{key: "dev"}, lc, nodes...)
+}
+
+func inprocStartAs(t *testing.T, c *inprocCluster, lc locator.Config, nodes ...wsnode.Config) *inprocCluster {
+	t.Helper()
+	c.t, c.log, c.issued = t, newInprocLog(), &inprocTickets{}
+	t.Cleanup(func() { // last of all
+		c.checkLog()
+		if t.Failed() { // what led there, but for what each session does
+			for _, line := range c.log.find("level=") {
+				if !strings.Contains(line, "level=DEBUG") {
+					t.Log(line)
+				}
+			}
+		}
+	})
+	lc.Listen, lc.AdminListen, lc.NATSListen = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
 	lc.DataDir, lc.DataSync, lc.Log = t.TempDir(), "interval", c.log.logger()
 	l, err := locator.New(lc)
 	if err != nil {
@@ -173,8 +195,7 @@ func inprocStart(t *testing.T, lc locator.Config, nodes ...wsnode.Config) *inpro
 		t.Fatal(err)
 	}
 	for i, nc := range nodes {
-		nc.Dev, nc.Listen, nc.PeerListen, nc.AdminListen = "true", "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
-		nc.NATSURL, nc.Log = c.at.NATS, c.log.logger()
+		nc.AdminListen, nc.NATSURL, nc.Log = "127.0.0.1:0", c.at.NATS, c.log.logger()
 		if nc.NodeID == "" {
 			nc.NodeID = fmt.Sprintf("ws-%d", i+1)
 		}
@@ -189,17 +210,29 @@ func inprocStart(t *testing.T, lc locator.Config, nodes ...wsnode.Config) *inpro
 		}
 		c.nodes = append(c.nodes, x)
 	}
-	if len(nodes) == 0 {
-		inprocAwaitLocator(t, c.at.Listen)
-		return c
+	c.await(len(nodes))
+	return c
+}
+
+// await waits until so many nodes are in the ring, or the locator does its work without one.
+func (c *inprocCluster) await(nodes int) {
+	c.t.Helper()
+	if nodes == 0 {
+		inprocAwaitLocator(c.t, c.at.Listen)
+		return
 	}
-	inprocEventually(t, "all nodes are in the ring", func() bool {
+	inprocEventually(c.t, "all nodes are in the ring", func() bool {
 		var r wire.RingResponse
 		c.getJSON("/v1/ring", &r)
-		return len(r.Nodes) == len(nodes)
+		in := 0
+		for _, n := range r.Nodes {
+			if n.Share > 0 { // it lists those that are about to join, too
+				in++
+			}
+		}
+		return in == nodes
 	})
-	inprocEventually(t, "the locator is ready", func() bool { return c.call("GET", "/readyz", "", "").status == 200 })
-	return c
+	inprocEventually(c.t, "the locator is ready", func() bool { return c.call("GET", "/readyz", "", "").status == 200 })
 }
 
 // inprocAwaitLocator waits until a locator that has no nodes does its work.
@@ -213,7 +246,7 @@ func inprocAwaitLocator(t *testing.T, addr string) {
 // checkLog looks for what must never be in a log: panics, failed requests,
 // tickets.
 func (c *inprocCluster) checkLog() {
-	for _, event := range []string{"event=panic ", "event=internal "} {
+	for _, event := range []string{"event=panic ", "event=internal ", "event=frame_panic "} {
 		for _, line := range c.log.find(event) {
 			c.t.Errorf("the log has: %s", line)
 		}
@@ -262,7 +295,7 @@ func inprocDo(t *testing.T, method, url string, body io.Reader, headers ...strin
 // call makes a request of a service to the locator.
 func (c *inprocCluster) call(method, path, contentType, body string, headers ...string) inprocAnswer {
 	c.t.Helper()
-	h := append([]string{"Authorization", "Bearer dev"}, headers...)
+	h := append([]string{"Authorization", "Bearer " + c.key}, headers...)
 	if contentType != "" {
 		h = append(h, "Content-Type", contentType)
 	}
@@ -300,11 +333,16 @@ func (c *inprocCluster) push(user, body, query string) wire.PushResult {
 // locate asks where a user goes.
 func (c *inprocCluster) locate(user, device string) wire.LocateResponse {
 	c.t.Helper()
-	q := url.Values{"user": {user}}
+	q, header := url.Values{}, []string{}
+	if c.auth {
+		header = []string{"Authorization", "Bearer " + inprocToken(c.t, jwt.SigningMethodHS256, []byte(inprocSecret), nil, inprocClaims(map[string]any{"sub": user}))}
+	} else {
+		q.Set("user", user)
+	}
 	if device != "" {
 		q.Set("device", device)
 	}
-	a := inprocDo(c.t, "POST", "http://"+c.at.Listen+"/v1/locate?"+q.Encode(), nil)
+	a := inprocDo(c.t, "POST", "http://"+c.at.Listen+"/v1/locate?"+q.Encode(), nil, header...)
 	if a.status != 200 {
 		c.t.Fatalf("locate %q: %d %s", user, a.status, a.body)
 	}
@@ -353,19 +391,21 @@ func (c *inprocCluster) metric(n *inprocNode, name string) string {
 // can make any ticket.
 func (c *inprocCluster) signer() *ticket.Signer {
 	c.t.Helper()
-	conn, err := cluster.Connect(cluster.Options{URL: c.at.NATS, Cluster: "dialring", Name: "test", Log: c.log.logger()})
+	return joinSigner(c.t, c.at.NATS, c.natsToken(), c.log.logger())
+}
+
+// joinSigner has a signing key published as that of a locator.
+func joinSigner(t *testing.T, nats, token string, log *slog.Logger) *ticket.Signer {
+	t.Helper()
+	conn, err := cluster.Connect(cluster.Options{URL: nats, Token: token, Cluster: "dialring", Name: "test", Log: log})
 	if err != nil {
-		c.t.Fatal(err)
+		t.Fatal(err)
 	}
-	c.t.Cleanup(conn.Close)
+	t.Cleanup(conn.Close)
 	s := ticket.NewSigner()
-	keys := cluster.NewKeys(conn, cluster.NewRings(conn, c.log.logger()), c.log.logger(), s, "locator:test")
-	inprocRun(c.t, "keys", keys.Run)
-	select {
-	case <-keys.Published():
-	case <-time.After(inprocPatience):
-		c.t.Fatal("the key was never published")
-	}
+	keys := cluster.NewKeys(conn, cluster.NewRings(conn, log), log, s, "locator:test")
+	inprocRun(t, "keys", keys.Run)
+	await(t, "the test's key is published", keys.Published())
 	return s
 }
 

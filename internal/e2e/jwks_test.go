@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/big"
@@ -17,7 +18,9 @@ import (
 
 	"github.com/golang-jwt/jwt/v5"
 
+	"github.com/dialring/dialring/internal/wire"
 	"github.com/dialring/dialring/locator"
+	"github.com/dialring/dialring/wsnode"
 )
 
 func asError[E error](err error, target *E) bool { return errors.As(err, target) }
@@ -26,7 +29,7 @@ func asError[E error](err error, target *E) bool { return errors.As(err, target)
 // fetched.
 type inprocKeySet struct {
 	url     string
-	latency time.Duration
+	latency atomic.Int64 // of each answer
 	fetched atomic.Int64
 	set     atomic.Pointer[[]byte]
 }
@@ -36,7 +39,7 @@ func inprocServeKeys(t *testing.T, keys ...map[string]any) *inprocKeySet {
 	k.put(t, keys...)
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		k.fetched.Add(1)
-		time.Sleep(k.latency)
+		time.Sleep(time.Duration(k.latency.Load()))
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write(*k.set.Load())
 	}))
@@ -56,7 +59,7 @@ func inprocOKP(kid string, public ed25519.PublicKey) map[string]any {
 	return map[string]any{"kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "use": "sig", "kid": kid, "x": inprocB64(public)}
 }
 
-func TestInprocTokenJWKS(t *testing.T) {
+func TestTokenJWKS(t *testing.T) {
 	public, key, _ := inprocEd25519()
 	nextPublic, next, _ := inprocEd25519()
 	_, stranger, _ := inprocEd25519()
@@ -135,13 +138,13 @@ func TestInprocTokenJWKS(t *testing.T) {
 	}
 }
 
-// TestInprocTokenJWKSFar: a key server that takes its time, as one elsewhere
+// TestTokenJWKSFar: a key server that takes its time, as one elsewhere
 // does. Tokens with a new key wait for it, or are good soon; others do not wait.
-func TestInprocTokenJWKSFar(t *testing.T) {
+func TestTokenJWKSFar(t *testing.T) {
 	public, key, _ := inprocEd25519()
 	nextPublic, next, _ := inprocEd25519()
 	keys := inprocServeKeys(t, inprocOKP("one", public))
-	keys.latency = 300 * time.Millisecond
+	keys.latency.Store(int64(300 * time.Millisecond))
 	i := inprocIssue(t, locator.Config{UserJWKSURL: keys.url})
 	keys.put(t, inprocOKP("one", public), inprocOKP("two", nextPublic))
 	token := inprocToken(t, jwt.SigningMethodEdDSA, next, map[string]any{"kid": "two"}, inprocClaims(nil))
@@ -151,8 +154,8 @@ func TestInprocTokenJWKSFar(t *testing.T) {
 	})
 }
 
-// TestInprocTokenJWKSAway: without the key server what is known stays good.
-func TestInprocTokenJWKSAway(t *testing.T) {
+// TestTokenJWKSAway: without the key server what is known stays good.
+func TestTokenJWKSAway(t *testing.T) {
 	public, key, _ := inprocEd25519()
 	good := inprocToken(t, jwt.SigningMethodEdDSA, key, map[string]any{"kid": "one"}, inprocClaims(nil))
 	unknown := inprocToken(t, jwt.SigningMethodEdDSA, key, map[string]any{"kid": "two"}, inprocClaims(nil))
@@ -193,9 +196,75 @@ func TestInprocTokenJWKSAway(t *testing.T) {
 		s := httptest.NewServer(http.RedirectHandler(theirs.url, http.StatusFound))
 		t.Cleanup(s.Close)
 		i := inprocIssue(t, locator.Config{UserJWKSURL: s.URL})
-		i.check(t, good, false)
+		a := inprocDo(t, "POST", "http://"+i.addr+"/v1/locate", nil, "Authorization", "Bearer "+good)
+		if inprocProblem(t, a, 503, wire.CodeStoreUnavailable); a.header.Get("Retry-After") == "" { // there is no set to judge it by
+			t.Error("503 without Retry-After")
+		}
 		if n := theirs.fetched.Load(); n != 0 {
 			t.Errorf("a redirect was followed %d times", n)
 		}
 	})
+}
+
+// TestTokenRotation: while users connect all the time, their issuer publishes another
+// key, signs with it, and takes the old one away. Nobody is refused, although the key
+// server takes its time and many come with the new key before it is known.
+func TestTokenRotation(t *testing.T) {
+	public, old, _ := inprocEd25519()
+	nextPublic, next, _ := inprocEd25519()
+	keys := inprocServeKeys(t, inprocOKP("one", public))
+	keys.latency.Store(int64(300 * time.Millisecond))
+	c := processes(t, locator.Config{UserJWKSURL: keys.url}, wsnode.Config{})
+	type signer struct {
+		kid string
+		key ed25519.PrivateKey
+	}
+	var sign atomic.Pointer[signer]
+	sign.Store(&signer{"one", old})
+	var connected [2]atomic.Int64 // with each key
+	stop := make(chan struct{})
+	var users sync.WaitGroup
+	for n := range 8 {
+		users.Go(func() {
+			for round := 0; ; round++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				s := sign.Load()
+				token := inprocToken(t, jwt.SigningMethodEdDSA, s.key, map[string]any{"kid": s.kid}, inprocClaims(map[string]any{"sub": fmt.Sprintf("user-%d", n)}))
+				a := inprocDo(t, "POST", "http://"+c.at.Listen+"/v1/locate?device=d", nil, "Authorization", "Bearer "+token)
+				var loc wire.LocateResponse
+				if a.status != 200 || json.Unmarshal(a.body, &loc) != nil {
+					t.Errorf("a token of key %s: %d %s", s.kid, a.status, a.body)
+					return
+				}
+				c.issued.add(loc.Ticket)
+				if status := dialStatus(t, loc.URL, loc.Ticket); status != 101 {
+					t.Errorf("a ticket that was got with key %s: %d", s.kid, status)
+					return
+				}
+				connected[map[string]int{"one": 0, "two": 1}[s.kid]].Add(1)
+			}
+		})
+	}
+	more := func(key int) {
+		t.Helper()
+		from := connected[key].Load()
+		inprocEventually(t, "users connect", func() bool { return t.Failed() || connected[key].Load() > from+40 })
+	}
+	more(0)
+	keys.put(t, inprocOKP("one", public), inprocOKP("two", nextPublic))
+	more(0)
+	fetched := keys.fetched.Load()
+	sign.Store(&signer{"two", next})
+	more(1)
+	if n := keys.fetched.Load() - fetched; n != 1 {
+		t.Errorf("the new key had the set fetched %d times, want once", n)
+	}
+	keys.put(t, inprocOKP("two", nextPublic))
+	more(1)
+	close(stop)
+	users.Wait()
 }

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bufio"
 	"crypto/ed25519"
 	"fmt"
 	"testing"
@@ -12,14 +13,14 @@ import (
 
 func inprocEd25519() (ed25519.PublicKey, ed25519.PrivateKey, error) { return ed25519.GenerateKey(nil) }
 
-func TestInprocTooManySessions(t *testing.T) {
+func TestTooManySessions(t *testing.T) {
 	for name, config := range map[string]wsnode.Config{
 		"DevicePolicy reject":   {DevicePolicy: "reject"},
 		"SessionPolicy newest":  {SessionPolicy: "newest", DevicePolicy: "allow", MaxSessionsPerUser: 1},
 		"newest, other devices": {SessionPolicy: "newest", MaxSessionsPerUser: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := inprocStart(t, locator.Config{}, config)
+			c := processes(t, locator.Config{}, config)
 			second := "web"
 			if config.DevicePolicy == "" {
 				second = "phone"
@@ -43,32 +44,17 @@ func TestInprocTooManySessions(t *testing.T) {
 	}
 }
 
-// TestInprocRate has a locator and a node outside development mode: they are in
-// no ring, and need not be for this.
-func TestInprocRate(t *testing.T) {
-	c := inprocStart(t, locator.Config{})
-	l, err := locator.New(locator.Config{NATSURL: c.at.NATS, Cluster: "other", Listen: "127.0.0.1:0", AdminListen: "127.0.0.1:0",
-		APIKeys: []string{"key"}, UserJWTSecret: inprocSecret, RatePerAddress: 1, Log: c.log.logger()})
-	if err != nil {
-		t.Fatal(err)
+// Dials and locates of one address are limited, by whatever it says that it is.
+func TestRate(t *testing.T) {
+	c := processes(t, locator.Config{RatePerAddress: 1}, wsnode.Config{RatePerAddress: 1})
+	la, na := c.at, c.nodes[0].at
+	// The locator, which asked the node before it let it in, has another address.
+	dial := func(t *testing.T, d *inprocDial) inprocAnswer {
+		conn := connectFrom(t, na.Listen, "127.0.0.5")
+		x := &inprocConn{t: t, Conn: conn, br: bufio.NewReader(conn)}
+		x.send(d.String())
+		return x.answer()
 	}
-	// Nobody in the cluster "more" probes these addresses.
-	n, err := wsnode.New(wsnode.Config{NATSURL: c.at.NATS, Cluster: "more", NodeID: "ws-1", Listen: "127.0.0.1:0", PeerListen: "127.0.0.1:0",
-		AdminListen: "127.0.0.1:0", NodeURL: "ws://node.invalid/v1/ws", PeerURL: "http://node.invalid", RatePerAddress: 1, Log: c.log.logger()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	inprocRun(t, "locator", l.Run)
-	inprocRun(t, "node", n.Run)
-	la, err := l.Addrs(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	na, err := n.Addrs(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	inprocAwaitLocator(t, la.Listen)
 	// A burst is four; the machine would have to take a second for each of the
 	// requests to let all of them pass.
 	flood := func(t *testing.T, request func(i int) inprocAnswer) (limited int) {
@@ -82,8 +68,7 @@ func TestInprocRate(t *testing.T) {
 	}
 	t.Run("dials", func(t *testing.T) {
 		got := flood(t, func(i int) inprocAnswer {
-			a, _ := inprocRaw(t, na.Listen, newInprocDial("x").String())
-			return a
+			return dial(t, newInprocDial("x"))
 		})
 		if got == 0 || got > 36 { // four at once are always good
 			t.Errorf("%d of 40 dials were refused with 429", got)
@@ -95,8 +80,7 @@ func TestInprocRate(t *testing.T) {
 			d.set("X-Forwarded-For", ip)
 			d.set("X-Real-IP", ip)
 			d.set("Forwarded", "for="+ip)
-			a, _ := inprocRaw(t, na.Listen, d.String())
-			return a
+			return dial(t, d)
 		})
 		if got == 0 {
 			t.Error("40 dials under other forwarded addresses were not limited")

@@ -175,7 +175,7 @@ func TestListAndKilledNode(t *testing.T) {
 				answer = li.push("k")
 			}
 			for n := 0; answer == nil; n++ {
-				const stored = "dialring_stored_pushes_total"
+				const stored = `dialring_inbox_appends_total{result="ok"}`
 				before := nodes[1].metric(t, stored)
 				call := li.push("k")
 				eventually(t, "ws-2 has stored some", func() bool { return nodes[1].metric(t, stored) >= before+100 })

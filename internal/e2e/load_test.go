@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,6 +22,7 @@ import (
 
 type loadConfig struct {
 	Locators []*locatorProc
+	Edge     *edge // if not nil, everything goes through it
 	Users    int
 	Devices  int // of each user
 	Rate     int // pushes a second; 0: none
@@ -33,6 +35,7 @@ type load struct {
 	cfg      loadConfig
 	locators []string // their URLs
 	http     *http.Client
+	tls      *tls.Config // nil: the default
 	users    []string
 
 	stopPushing context.CancelFunc
@@ -70,12 +73,26 @@ const (
 	settled = 200 * time.Millisecond
 )
 
+// steady is a rate that two cores can keep up for as long as a test takes: with the race
+// detector, which makes a push cost several times as much, a third of it. Pushes that wait
+// for a processor would else be all that a test sees.
+func steady(rate int) int {
+	if raceFlag != "" {
+		return rate / 3
+	}
+	return rate
+}
+
 func newLoad(cfg loadConfig) *load {
 	l := &load{checker: newChecker(), cfg: cfg, stopPushing: func() {}, endWires: func() {}, changed: make(chan struct{}), byID: map[handlerID]*device{},
-		http: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64, DisableCompression: true}}}
+		http: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64, IdleConnTimeout: 90 * time.Second, DisableCompression: true}}}
 	l.ordered = cfg.Durable
 	for _, p := range cfg.Locators {
 		l.locators = append(l.locators, "http://"+p.addr)
+	}
+	if cfg.Edge != nil {
+		l.locators, l.tls = []string{cfg.Edge.url}, cfg.Edge.tls
+		l.http.Transport.(*http.Transport).TLSClientConfig = l.tls
 	}
 	for i := range cfg.Users {
 		u := fmt.Sprintf("load-%d", i)
@@ -87,8 +104,12 @@ func newLoad(cfg loadConfig) *load {
 			l.expect(d.user, d.device)
 		}
 		if cfg.Durable && i%wireEach == 0 {
+			token := ""
+			if len(cfg.Locators) > 0 && cfg.Locators[0].secret != "" {
+				token = cfg.Locators[0].token(u)
+			}
 			l.expect(u, wireDevice)
-			l.wires = append(l.wires, &wireClient{user: u, locators: l.locators, got: func(node string, num uint64) { l.deliver(u, wireDevice, node, num) }})
+			l.wires = append(l.wires, &wireClient{user: u, token: token, locators: l.locators, tls: l.tls, got: func(node string, num uint64) { l.deliver(u, wireDevice, node, num) }})
 		}
 	}
 	return l
@@ -134,7 +155,11 @@ func startLoad(t *testing.T, cfg loadConfig) *load {
 // has stopped.
 func (l *load) run(t *testing.T, d *device, up func()) {
 	t.Helper()
-	c, err := client.New(client.Config{Locators: l.locators, User: d.user, Device: d.device, HTTP: l.http,
+	as := client.Config{User: d.user}
+	if len(l.cfg.Locators) > 0 {
+		as = l.cfg.Locators[0].as(d.user)
+	}
+	c, err := client.New(client.Config{Locators: l.locators, User: as.User, Token: as.Token, Device: d.device, HTTP: l.http, TLS: l.tls,
 		OnMessage: func(_ context.Context, m client.Message) {
 			n, _ := strconv.ParseUint(string(m.Data), 10, 64) // 0 was never pushed
 			// The node is where the client is when it handles the message, which

@@ -28,7 +28,7 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	bin = dir
-	for name, pkg := range map[string]string{"locator": "./locator/cmd/locator", "wsnode": "./wsnode/cmd/wsnode", "quickstart": "./examples/quickstart"} {
+	for name, pkg := range map[string]string{"locator": "./locator/cmd/locator", "wsnode": "./wsnode/cmd/wsnode", "quickstart": "./examples/quickstart", "dialring": "./client/cmd/dialring"} {
 		args := []string{"build", "-o", filepath.Join(dir, name)}
 		if raceFlag != "" {
 			args = append(args, raceFlag)

@@ -80,24 +80,68 @@ func TestMeasureMillion(t *testing.T) {
 	at("when the keys of idempotency are forgotten")
 }
 
-// rss is a process's resident memory in MiB.
+// tree is a process and those that it has started.
+func (p *process) tree(t *testing.T) []int {
+	t.Helper()
+	pids := []int{p.cmd.Process.Pid}
+	for i := 0; i < len(pids); i++ {
+		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pids[i]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, task := range tasks {
+			b, err := os.ReadFile(task)
+			if err != nil {
+				continue // it has ended
+			}
+			for c := range strings.FieldsSeq(string(b)) {
+				if n, err := strconv.Atoi(c); err == nil {
+					pids = append(pids, n)
+				}
+			}
+		}
+	}
+	return pids
+}
+
+// rss is the resident memory of a process, and of those that it has started, in MiB.
 func (p *process) rss(t *testing.T) float64 {
 	t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
+	sum := 0.0
+	for _, pid := range p.tree(t) {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, after, found := strings.Cut(string(b), "\nVmRSS:")
+		kb, err := strconv.ParseFloat(strings.Fields(after + " ?")[0], 64)
+		if !found || err != nil {
+			t.Fatalf("no VmRSS: %v", err)
+		}
+		sum += kb / 1024
 	}
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) == 3 && f[0] == "VmRSS:" {
-			kb, err := strconv.ParseFloat(f[1], 64)
+	return sum
+}
+
+// cpu is the processor time of a process, and of those that it has started, so far.
+func (p *process) cpu(t *testing.T) time.Duration {
+	t.Helper()
+	sum := time.Duration(0)
+	for _, pid := range p.tree(t) {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+2:]))
+		for _, v := range f[11:13] { // utime and stime, in hundredths of a second
+			n, err := strconv.Atoi(v)
 			if err != nil {
 				t.Fatal(err)
 			}
-			return kb / 1024
+			sum += time.Duration(n) * 10 * time.Millisecond
 		}
 	}
-	t.Fatal("no VmRSS")
-	return 0
+	return sum
 }
 
 // diskOf is what a directory's files take in MiB.
@@ -167,4 +211,50 @@ func TestMeasureGroup(t *testing.T) {
 			t.Fatalf("%d %s", status, b)
 		}
 	}
+}
+
+// What an edge adds to each message, and holds for each idle session: a locator that
+// relays, and nginx, in front of the same nodes.
+func TestMeasureEdge(t *testing.T) {
+	measures(t)
+	const sessions, rounds = 1000, 200
+	run := func(name string, c *edgeCluster, proxy *process, node []*nodeProc) {
+		before := proxy.rss(t)
+		var all []*listener
+		for i := range sessions {
+			all = append(all, listenAt(t, fmt.Sprintf("u-%d", i), c.tls, c.url))
+		}
+		idle := proxy.rss(t) - before
+		var users []string
+		for _, l := range all {
+			users = append(users, strconv.Quote(l.user))
+		}
+		spent, nodes := proxy.cpu(t), time.Duration(0)
+		for _, n := range node {
+			nodes -= n.cpu(t)
+		}
+		for round := range rounds {
+			body := fmt.Sprintf(`{"users":[%s],"data":"%0126d"}`, strings.Join(users, ","), round) // no message twice
+			if p := c.locators[0].post("/v1/push?durable=false", "application/json", body, ""); p.status != 200 || strings.Count(string(p.body), `"delivered":1`) != sessions {
+				t.Fatalf("%d %.300s", p.status, p.body)
+			}
+			for _, l := range all {
+				await(t, "a message", l.got)
+			}
+		}
+		spent = proxy.cpu(t) - spent
+		for _, n := range node {
+			nodes += n.cpu(t)
+		}
+		t.Logf("%s: %.1f us of CPU for each message (the three nodes: %.1f), %.1f KiB for each idle session", name,
+			float64(spent.Microseconds())/sessions/rounds, float64(nodes.Microseconds())/sessions/rounds, idle*1024/sessions)
+	}
+	t.Run("locator", func(t *testing.T) {
+		e := startLocatorEdge(t)
+		run("a locator with TLS", &edgeCluster{edge: e.edge, locators: []*locatorProc{e.other}}, e.edgeLocator.process, e.nodes)
+	})
+	t.Run("nginx", func(t *testing.T) {
+		c := startEdgeCluster(t, nginxEdge)
+		run("nginx with TLS", c, c.proxy, c.nodes)
+	})
 }

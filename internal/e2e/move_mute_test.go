@@ -14,6 +14,7 @@ import (
 // they are offline, or that a kick was carried out; and the kick counts when it
 // goes on.
 func TestMoveMuteFormerOwner(t *testing.T) {
+	heavy(t)
 	l := startLocator(t)
 	patient := "DIALRING_MOVE_DEADLINE=120s"
 	a := startNode(t, "a", l.nats, patient, "DIALRING_RESTART_GRACE=60s") // it keeps its place while it is stopped

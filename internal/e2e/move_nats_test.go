@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"sync"
 	"testing"
 	"time"
 
@@ -18,6 +19,9 @@ func quietPort(t *testing.T) int {
 	t.Helper()
 	for range 100 {
 		port := 20000 + rand.IntN(10000)
+		if _, given := quietPorts.LoadOrStore(port, true); given { // it may not be in use yet
+			continue
+		}
 		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err == nil {
 			l.Close()
@@ -27,6 +31,8 @@ func quietPort(t *testing.T) int {
 	t.Fatal("no port is free")
 	return 0
 }
+
+var quietPorts sync.Map
 
 // All of NATS is away for half a minute: nobody moves, nobody has to reconnect,
 // and every push arrives.

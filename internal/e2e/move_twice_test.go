@@ -55,12 +55,7 @@ func TestMoveDrainWithGrace(t *testing.T) {
 	a.ends(t)
 	ended := time.Now()
 	startNode(t, "c", l.nats)
-	for len(l.members(t)) != 2 {
-		if time.Since(ended) > 20*time.Second {
-			t.Fatalf("20 s after a ended c has not joined: %+v", l.ring(t))
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
+	l.waitMembers(t, "b", "c")
 	t.Logf("c is in %v after a ended", time.Since(ended))
 	l.settled(t)
 }
@@ -78,12 +73,7 @@ func TestMoveKilledWithGrace(t *testing.T) {
 	a.kill()
 	ended := time.Now()
 	startNode(t, "c", l.nats)
-	for len(l.members(t)) != 2 {
-		if time.Since(ended) > 20*time.Second {
-			t.Fatalf("20 s after a ended c has not joined: %+v", l.ring(t))
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
+	l.waitMembers(t, "b", "c")
 	t.Logf("c is in %v after a was killed", time.Since(ended))
 	l.settled(t)
 }

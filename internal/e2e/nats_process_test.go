@@ -5,6 +5,7 @@ import (
 	"net/url"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -19,16 +20,25 @@ import (
 const roleEnv = "DR_E2E_ROLE"
 
 // roles are the programs that this binary can be.
-var roles = map[string]func() int{"nats": natsMain}
+var roles = map[string]func() int{"nats": natsMain, "nats-conf": natsConfMain}
 
 // natsMain: DR_E2E_NATS is "port,dir" or "port,dir,name,clusterPort,route route";
-// DR_E2E_NATS_HOST is where it listens, if not on loopback.
+// DR_E2E_NATS_HOST is where it listens, if not on loopback. DR_E2E_NATS_TLS is a directory with
+// its certificate and the CA of those that it asks of clients.
 func natsMain() int {
 	f := strings.Split(os.Getenv("DR_E2E_NATS"), ",")
 	port, _ := strconv.Atoi(f[0])
 	o := &server.Options{Host: "127.0.0.1", Port: port, JetStream: true, StoreDir: f[1], NoSigs: true, NoLog: true}
 	if h := os.Getenv("DR_E2E_NATS_HOST"); h != "" {
 		o.Host = h
+	}
+	if dir := os.Getenv("DR_E2E_NATS_TLS"); dir != "" {
+		c, err := server.GenTLSConfig(&server.TLSConfigOpts{CertFile: filepath.Join(dir, "tls.crt"), KeyFile: filepath.Join(dir, "tls.key"), CaFile: filepath.Join(dir, "ca.pem"), Verify: true})
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		o.TLSConfig, o.TLSTimeout = c, 5
 	}
 	if len(f) == 5 {
 		o.ServerName = f[2]
@@ -43,6 +53,11 @@ func natsMain() int {
 			o.Routes = append(o.Routes, u)
 		}
 	}
+	return natsRun(o)
+}
+
+// natsRun runs a server until SIGTERM.
+func natsRun(o *server.Options) int {
 	s, err := server.NewServer(o)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -58,9 +73,9 @@ func natsMain() int {
 }
 
 // startNATS starts one NATS server and waits until it takes connections.
-func startNATS(t *testing.T, port int, dir string) *process {
+func startNATS(t *testing.T, port int, dir string, env ...string) *process {
 	t.Helper()
-	p := start(t, "nats", os.Args[0], []string{roleEnv + "=nats", fmt.Sprintf("DR_E2E_NATS=%d,%s", port, dir)})
+	p := start(t, "nats", os.Args[0], append(env, roleEnv+"=nats", fmt.Sprintf("DR_E2E_NATS=%d,%s", port, dir)))
 	waitTCP(t, fmt.Sprintf("127.0.0.1:%d", port))
 	return p
 }

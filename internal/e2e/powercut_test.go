@@ -3,50 +3,45 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
-	"unsafe"
 
 	"github.com/dialring/dialring/internal/wire"
 )
 
-// disk is a file system on an image, whose power can be cut.
+// disk is a file system on an image, whose power can be cut. The image is itself on
+// a file system of its own, which can be frozen: what the image then is, is what a
+// disk has when the power goes. (Ext4's own shutdown, FS_IOC_SHUTDOWN, is no such
+// cut: an fsync under way while it throws its journal away may answer that all is
+// well, and what it was asked to keep is gone.)
 type disk struct {
-	t          *testing.T
-	image, dir string
+	t                 *testing.T
+	outer, image, dir string
+	cuts              int
 }
 
 // newDisk makes and mounts one of some MiB; as root only.
 func newDisk(t *testing.T, mib int) *disk {
 	t.Helper()
 	dir := t.TempDir()
-	d := &disk{t, filepath.Join(dir, "image"), filepath.Join(dir, "mnt")}
+	d := &disk{t: t, outer: filepath.Join(dir, "outer"), dir: filepath.Join(dir, "mnt")}
+	d.image = filepath.Join(d.outer, "image")
 	err := func() error {
 		if os.Geteuid() != 0 {
 			return fmt.Errorf("this is not root")
 		}
-		if err := os.Mkdir(d.dir, 0o755); err != nil {
+		base := filepath.Join(dir, "base")
+		if err := errors.Join(os.Mkdir(d.outer, 0o755), os.Mkdir(d.dir, 0o755), mkfs(base, mib+64), mountImage(base, d.outer)); err != nil {
 			return err
 		}
-		f, err := os.Create(d.image)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		if err := f.Truncate(int64(mib) << 20); err != nil {
-			return err
-		}
-		if out, err := exec.Command("mkfs.ext4", "-q", d.image).CombinedOutput(); err != nil {
-			return fmt.Errorf("mkfs.ext4: %w: %s", err, out)
-		}
-		return d.mount()
+		t.Cleanup(func() { _ = exec.Command("umount", "-l", d.outer).Run() })
+		return errors.Join(mkfs(d.image, mib), mountImage(d.image, d.dir))
 	}()
 	switch {
 	case err != nil && os.Getenv("DIALRING_FULL") == "1":
@@ -58,26 +53,53 @@ func newDisk(t *testing.T, mib int) *disk {
 	return d
 }
 
-func (d *disk) mount() error {
-	if out, err := exec.Command("mount", "-o", "loop", d.image, d.dir).CombinedOutput(); err != nil {
+func mkfs(image string, mib int) error {
+	f, err := os.Create(image)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Truncate(int64(mib) << 20); err != nil {
+		return err
+	}
+	if out, err := exec.Command("mkfs.ext4", "-q", image).CombinedOutput(); err != nil {
+		return fmt.Errorf("mkfs.ext4: %w: %s", err, out)
+	}
+	return nil
+}
+
+func mountImage(image, dir string) error {
+	if out, err := exec.Command("mount", "-o", "loop", image, dir).CombinedOutput(); err != nil {
 		return fmt.Errorf("mount: %w: %s", err, out)
 	}
 	return nil
 }
 
-// cut has the file system forget all that is not on the disk, at once: what is
-// written from then on fails.
+// cut takes what is on the disk now for all there is: what is written from then on
+// waits, until off has ended who writes it, and is never seen again.
 func (d *disk) cut() {
 	d.t.Helper()
-	f, err := os.Open(d.dir)
-	if err != nil {
-		d.t.Fatal(err)
+	d.freeze("--freeze")
+	d.t.Cleanup(func() { _ = exec.Command("fsfreeze", "--unfreeze", d.outer).Run() })
+}
+
+// off has kill end the process whose disk was cut.
+func (d *disk) off(kill func()) {
+	d.t.Helper()
+	d.cuts++
+	left := fmt.Sprint(filepath.Dir(d.outer), "/left-", d.cuts)
+	if out, err := exec.Command("cp", "--sparse=always", d.image, left).CombinedOutput(); err != nil {
+		d.t.Fatalf("cp: %v: %s", err, out)
 	}
-	defer f.Close()
-	const shutdown = 0x8004587d // FS_IOC_SHUTDOWN: _IOR('X', 125, __u32)
-	how := [1]uint32{2}         // without flushing the journal
-	if _, _, e := syscall.Syscall(syscall.SYS_IOCTL, f.Fd(), shutdown, uintptr(unsafe.Pointer(&how[0]))); e != 0 {
-		d.t.Fatalf("FS_IOC_SHUTDOWN: %v", e)
+	d.image = left
+	kill()
+	d.freeze("--unfreeze")
+}
+
+func (d *disk) freeze(how string) {
+	d.t.Helper()
+	if out, err := exec.Command("fsfreeze", how, d.outer).CombinedOutput(); err != nil {
+		d.t.Fatalf("fsfreeze %s: %v: %s", how, err, out)
 	}
 }
 
@@ -87,7 +109,7 @@ func (d *disk) again() {
 	if out, err := exec.Command("umount", d.dir).CombinedOutput(); err != nil {
 		d.t.Fatalf("umount: %v: %s", err, out)
 	}
-	if err := d.mount(); err != nil {
+	if err := mountImage(d.image, d.dir); err != nil {
 		d.t.Fatal(err)
 	}
 }
@@ -110,12 +132,13 @@ func startOnDisk(t *testing.T, mib int, dataSync string) *onDisk {
 }
 
 // powerCut cuts the power of the disk, and has the locator started again when
-// nobody pushes any more.
-func (o *onDisk) powerCut(t *testing.T, pushing *sync.WaitGroup) {
+// pushed has returned: nobody pushes any more.
+func (o *onDisk) powerCut(t *testing.T, pushed func()) {
 	t.Helper()
 	o.disk.cut()
+	o.disk.off(func() { _ = o.cmd.Process.Kill() })
 	o.kill()
-	pushing.Wait()
+	pushed()
 	o.disk.again()
 	o.locatorProc = o.begin()
 	o.waitMembers(t, "ws-1", "ws-2", "ws-3")
@@ -145,29 +168,10 @@ func (o *onDisk) comesBack(t *testing.T, user, since string) *bare {
 // which is the default, everything that was answered as stored is there.
 func TestInboxPowerCut(t *testing.T) {
 	o := startOnDisk(t, 256, "always")
-	var mu sync.Mutex
-	var wg sync.WaitGroup
-	l := o.locatorProc
-	promised, total, enough := map[string]uint64{}, 0, make(chan struct{})
-	for i := range 10 {
-		user := fmt.Sprint("user-", i)
-		wg.Go(func() {
-			for i := 1; ; i++ {
-				status, r := l.tryStore(user, fmt.Sprint(i))
-				if status != 200 {
-					return // the power is off
-				}
-				mu.Lock()
-				promised[user] = r.Seq
-				if total++; total == 500 {
-					close(enough)
-				}
-				mu.Unlock()
-			}
-		})
-	}
+	wait, enough := promises(o.locatorProc)
 	<-enough
-	o.powerCut(t, &wg)
+	var promised map[string]uint64
+	o.powerCut(t, func() { promised = wait() })
 	for user, n := range promised {
 		b := o.comesBack(t, user, "0")
 		if b.welcome.Head < n || b.welcome.Gap {
@@ -193,7 +197,7 @@ func TestInboxPowerCutInterval(t *testing.T) {
 			cursors[user] = b.message(t, i, fmt.Sprint(i)).Cursor
 		}
 	}
-	o.powerCut(t, &sync.WaitGroup{})
+	o.powerCut(t, func() {})
 	lost := 0
 	for user, cursor := range cursors {
 		eventually(t, "it is stored again", func() bool {

@@ -19,6 +19,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/golang-jwt/jwt/v5"
+
+	"github.com/dialring/dialring/client"
 	"github.com/dialring/dialring/internal/wire"
 )
 
@@ -29,6 +32,8 @@ type process struct {
 	env  []string
 	done chan struct{}
 
+	tap func(line []byte) // of each line that it logs; may be nil
+
 	mu    sync.Mutex
 	log   bytes.Buffer
 	lines chan map[string]any // parsed log lines with an event
@@ -38,7 +43,13 @@ type process struct {
 // when the test ends.
 func start(t *testing.T, name, path string, env []string, args ...string) *process {
 	t.Helper()
-	p := &process{name: name, cmd: exec.Command(path, args...), env: env, done: make(chan struct{}), lines: make(chan map[string]any, 1024)}
+	return startTapped(t, nil, name, path, env, args...)
+}
+
+// startTapped does that, and hands each line of its output on, too.
+func startTapped(t *testing.T, tap func([]byte), name, path string, env []string, args ...string) *process {
+	t.Helper()
+	p := &process{name: name, cmd: exec.Command(path, args...), env: env, done: make(chan struct{}), lines: make(chan map[string]any, 1024), tap: tap}
 	for _, e := range os.Environ() {
 		if !strings.HasPrefix(e, "DIALRING_") {
 			p.cmd.Env = append(p.cmd.Env, e)
@@ -77,6 +88,9 @@ func (p *process) read(r io.Reader) {
 		p.mu.Lock()
 		p.log.Write(append(s.Bytes(), '\n'))
 		p.mu.Unlock()
+		if p.tap != nil {
+			p.tap(s.Bytes())
+		}
 		var m map[string]any
 		if json.Unmarshal(s.Bytes(), &m) == nil && m["event"] != nil {
 			select {
@@ -146,18 +160,46 @@ func (p *process) term(t *testing.T) int {
 // locatorProc is a running locator.
 type locatorProc struct {
 	*process
-	addr, nats string
+	addr, nats, admin string
+
+	secret string // of its users' tokens; "": it is in development mode, and they need none
+}
+
+// token is a user's, as its login service makes it.
+func (l *locatorProc) token(user string, sendTo ...string) string {
+	claims := jwt.MapClaims{"sub": user, "exp": time.Now().Add(time.Hour).Unix(), "iat": time.Now().Unix()}
+	if len(sendTo) > 0 {
+		claims["send_to"] = sendTo
+	}
+	s, err := jwt.NewWithClaims(jwt.SigningMethodHS256, claims).SignedString([]byte(l.secret))
+	if err != nil {
+		panic(err)
+	}
+	return s
+}
+
+// as makes the settings of an SDK's client of that user.
+func (l *locatorProc) as(user string, sendTo ...string) client.Config {
+	if l.secret == "" {
+		return client.Config{User: user, SendTo: sendTo}
+	}
+	return client.Config{Token: func(context.Context) (string, error) { return l.token(user, sendTo...), nil }}
 }
 
 func startLocator(t *testing.T, env ...string) *locatorProc {
+	t.Helper()
+	return startLocatorTapped(t, nil, env...)
+}
+
+func startLocatorTapped(t *testing.T, tap func([]byte), env ...string) *locatorProc {
 	t.Helper()
 	base := []string{"DIALRING_DEV=true", "DIALRING_LOG_FORMAT=json", "DIALRING_LISTEN=127.0.0.1:0", "DIALRING_ADMIN_LISTEN=127.0.0.1:0"}
 	if !strings.Contains(strings.Join(env, " "), "DIALRING_NATS_URL") {
 		base = append(base, "DIALRING_NATS_LISTEN=127.0.0.1:0", "DIALRING_DATA_DIR="+t.TempDir())
 	}
-	l := &locatorProc{process: start(t, "locator", filepath.Join(bin, "locator"), append(base, env...))}
+	l := &locatorProc{process: startTapped(t, tap, "locator", filepath.Join(bin, "locator"), append(base, env...))}
 	m := l.event(t, "listening")
-	l.addr, l.nats = m["listen"].(string), m["nats"].(string)
+	l.addr, l.nats, l.admin = m["listen"].(string), m["nats"].(string), m["admin"].(string)
 	return l
 }
 
@@ -176,9 +218,14 @@ func startNode(t *testing.T, id, nats string, env ...string) *nodeProc {
 
 func startNodeAt(t *testing.T, id, nats, addr, peer string, env ...string) *nodeProc {
 	t.Helper()
+	return startNodeTapped(t, nil, id, nats, addr, peer, env...)
+}
+
+func startNodeTapped(t *testing.T, tap func([]byte), id, nats, addr, peer string, env ...string) *nodeProc {
+	t.Helper()
 	base := []string{"DIALRING_DEV=true", "DIALRING_LOG_FORMAT=json", "DIALRING_NODE_ID=" + id, "DIALRING_NATS_URL=" + nats,
 		"DIALRING_LISTEN=" + addr, "DIALRING_PEER_LISTEN=" + peer, "DIALRING_ADMIN_LISTEN=127.0.0.1:0"}
-	n := &nodeProc{process: start(t, id, filepath.Join(bin, "wsnode"), append(base, env...)), id: id, settings: env}
+	n := &nodeProc{process: startTapped(t, tap, id, filepath.Join(bin, "wsnode"), append(base, env...)), id: id, settings: env}
 	m := n.event(t, "listening")
 	n.addr, n.peer, n.admin = m["listen"].(string), m["peer"].(string), m["admin"].(string)
 	return n
@@ -222,13 +269,19 @@ func eventually(t *testing.T, what string, ok func() bool) time.Duration {
 // call does a request to the API with the development key.
 func call(t *testing.T, method, url, body string) (int, []byte) {
 	t.Helper()
+	return callAs(t, "dev", method, url, body)
+}
+
+// callAs does one with this key, or token.
+func callAs(t *testing.T, key, method, url, body string) (int, []byte) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, url, strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
-	req.Header.Set("Authorization", "Bearer dev")
+	req.Header.Set("Authorization", "Bearer "+key)
 	req.Header.Set("Content-Type", "application/json")
 	req.Close = true
 	resp, err := http.DefaultClient.Do(req)
@@ -292,7 +345,11 @@ func (l *locatorProc) push(t *testing.T, user, body string) wire.PushResult {
 func (l *locatorProc) locate(t *testing.T, user, body string) wire.LocateResponse {
 	t.Helper()
 	var r wire.LocateResponse
-	status, b := call(t, "POST", "http://"+l.addr+"/v1/locate?user="+url.QueryEscape(user), body)
+	query, key := "?user="+url.QueryEscape(user), "dev"
+	if l.secret != "" {
+		query, key = "", l.token(user)
+	}
+	status, b := callAs(t, key, "POST", "http://"+l.addr+"/v1/locate"+query, body)
 	if status != 200 || json.Unmarshal(b, &r) != nil {
 		t.Fatalf("locate %s: %d %s", user, status, b)
 	}

@@ -3,6 +3,8 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"net/url"
+	"slices"
 	"strings"
 	"testing"
 
@@ -11,10 +13,10 @@ import (
 	"github.com/dialring/dialring/wsnode"
 )
 
-// TestInprocUserIDs pushes to users whose ids are made to be confused. Each
+// TestUserIDs pushes to users whose ids are made to be confused. Each
 // must get its own message and no other's.
-func TestInprocUserIDs(t *testing.T) {
-	c := inprocStart(t, locator.Config{}, wsnode.Config{}, wsnode.Config{})
+func TestUserIDs(t *testing.T) {
+	c := processes(t, locator.Config{}, wsnode.Config{}, wsnode.Config{})
 	paths := map[string]string{ // as they stand in the request
 		"*": "*", ">": "%3E", "a.b": "a.b", "a": "a", "a b": "a%20b", "a+b": "a+b", "a/b": "a%2Fb", "a%2Fb": "a%252Fb", "a%252Fb": "a%25252Fb",
 		"a?b": "a%3Fb", "a#b": "a%23b", "%": "%25", "..": "%2E%2E", "/": "%2F", "😀": "%F0%9F%98%80", "ü": "ü", "A": "%41", "dialring.>": "dialring.%3E",
@@ -31,7 +33,7 @@ func TestInprocUserIDs(t *testing.T) {
 	for user, path := range paths {
 		mine[user] = fmt.Sprintf("%d", len(mine))
 		body := mine[user]
-		request := fmt.Sprintf("POST /v1/push/%s?durable=false HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer dev\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", path, len(body), body)
+		request := fmt.Sprintf("POST /v1/push/%s?durable=false HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", path, c.key, len(body), body)
 		a, _ := inprocRaw(t, c.at.Listen, request)
 		var r wire.PushResult
 		if a.status != 200 || json.Unmarshal(a.body, &r) != nil || r.Delivered != 1 {
@@ -49,18 +51,55 @@ func TestInprocUserIDs(t *testing.T) {
 	}
 	for _, path := range []string{"", "%00", "a%00b", "a%0Ab", "a%7Fb", "%C2%80", "%FF", "%C0%AF", "%ED%A0%80", "/", "//", "a/b", "/a", "a//b", "a%2", "a%zz",
 		strings.Repeat("u", 129), strings.Repeat("%F0%9F%98%80", 33), strings.Repeat("u", 5000)} {
-		a, _ := inprocRaw(t, c.at.Listen, "POST /v1/push/"+path+"?durable=false HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer dev\r\nContent-Length: 1\r\nConnection: close\r\n\r\n1")
+		a, _ := inprocRaw(t, c.at.Listen, "POST /v1/push/"+path+"?durable=false HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "+c.key+"\r\nContent-Length: 1\r\nConnection: close\r\n\r\n1")
 		if a.status != 400 && a.status != 404 {
 			t.Errorf("push to %.60q: %d %s", path, a.status, a.body)
 		}
+	}
+	// Presence, a look and a kick are of one user each.
+	var all []string
+	for user := range paths {
+		all = append(all, user)
+	}
+	strangers := []string{"a*", "*.b", "a.*", "a.>", "nobody", "%2A"}
+	list, err := json.Marshal(append(slices.Clone(all), strangers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var online struct{ Online map[string]int }
+	inprocDecode(t, c.call("POST", "/v1/presence", inprocJSON, `{"users":`+string(list)+`}`).body, &online)
+	for _, user := range all {
+		if online.Online[user] != 1 {
+			t.Errorf("%q has %d sessions, want 1", user, online.Online[user])
+		}
+	}
+	if len(online.Online) != len(all) {
+		t.Errorf("%d users are online, want %d: %v", len(online.Online), len(all), online.Online)
+	}
+	for _, user := range strangers {
+		var u wire.UserResponse
+		inprocDecode(t, c.call("GET", "/v1/users/"+url.PathEscape(user), "", "").body, &u)
+		if u.User != user || u.Online || len(u.Sessions) > 0 {
+			t.Errorf("%q is %+v", user, u)
+		}
+		if a := c.call("DELETE", "/v1/users/"+url.PathEscape(user)+"/sessions", "", ""); a.status != 200 || !strings.Contains(string(a.body), `"closed":0`) {
+			t.Errorf("a kick of %q: %d %s", user, a.status, a.body)
+		}
+	}
+	for _, user := range []string{"*", ">", "a", "dialring.>", "%", "/"} {
+		if a := c.call("DELETE", "/v1/users/"+paths[user]+"/sessions", "", ""); a.status != 200 || !strings.Contains(string(a.body), `"closed":1`) {
+			t.Errorf("a kick of %q: %d %s", user, a.status, a.body)
+		}
+		sessions[user].closes(wire.CloseKicked)
+		delete(sessions, user)
 	}
 	for _, w := range sessions {
 		w.alive()
 	}
 }
 
-func TestInprocPushRequests(t *testing.T) {
-	c := inprocStart(t, locator.Config{MaxMessageBytes: 10_000}, wsnode.Config{MaxMessageBytes: 10_000})
+func TestPushRequests(t *testing.T) {
+	c := processes(t, locator.Config{MaxMessageBytes: 10_000}, wsnode.Config{MaxMessageBytes: 10_000})
 	const now = "/v1/push/alice?durable=false"
 	text := func(n int) string { return strings.Repeat("x", n) }
 	quoted := func(n int) string { return `"` + text(n-2) + `"` }
@@ -107,15 +146,15 @@ func TestInprocPushRequests(t *testing.T) {
 	}
 	c.requests(table)
 	for n, status := range map[int]int{10_000: 200, 10_001: 413} { // without a Content-Length
-		a := inprocDo(t, "POST", "http://"+c.at.Listen+inprocUserPath("alice"), inprocChunked(text(n)), "Authorization", "Bearer dev")
+		a := inprocDo(t, "POST", "http://"+c.at.Listen+inprocUserPath("alice"), inprocChunked(text(n)), "Authorization", "Bearer "+c.key)
 		if a.status != status {
 			t.Errorf("%d bytes in chunks: %d %s", n, a.status, a.body)
 		}
 	}
 }
 
-func TestInprocPushMany(t *testing.T) {
-	c := inprocStart(t, locator.Config{}, wsnode.Config{}, wsnode.Config{})
+func TestPushMany(t *testing.T) {
+	c := processes(t, locator.Config{}, wsnode.Config{}, wsnode.Config{})
 	const now = "/v1/push?durable=false"
 	users := func(n int) string {
 		b := []string{}

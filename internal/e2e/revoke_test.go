@@ -19,11 +19,13 @@ import (
 // them, are refused by every locator within a second, also by one that is started later.
 func TestRevoke(t *testing.T) {
 	const secret = "0123456789abcdef0123456789abcdef"
-	l1 := startLocator(t, "DIALRING_USER_JWT_SECRET="+secret)
-	l2 := startLocator(t, "DIALRING_USER_JWT_SECRET="+secret, "DIALRING_NATS_URL="+l1.nats)
-	startNode(t, "ws-1", l1.nats)
+	l1 := startNormalLocator(t, "DIALRING_USER_JWT_SECRET="+secret)
+	l2 := startNormalLocator(t, "DIALRING_USER_JWT_SECRET="+secret, "DIALRING_NATS_URL="+l1.nats)
+	startNormalNode(t, "ws-1", l1.nats)
 	l1.waitMembers(t, "ws-1")
 	l2.waitMembers(t, "ws-1")
+	l1.waitReady(t)
+	l2.waitReady(t)
 	token := func(user string, issued time.Time) string {
 		claims := jwt.MapClaims{"sub": user, "exp": time.Now().Add(time.Hour).Unix()}
 		if !issued.IsZero() {
@@ -88,7 +90,7 @@ func TestRevoke(t *testing.T) {
 	if status, _ := locate(l2, bob); status != 200 {
 		t.Errorf("bob: %d", status)
 	}
-	l3 := startLocator(t, "DIALRING_USER_JWT_SECRET="+secret, "DIALRING_NATS_URL="+l1.nats)
+	l3 := startNormalLocator(t, "DIALRING_USER_JWT_SECRET="+secret, "DIALRING_NATS_URL="+l1.nats)
 	l3.waitMembers(t, "ws-1")
 	eventually(t, "a locator that was started later answers", func() bool { status, _ := locate(l3, bob); return status == 200 })
 	if status, _ := locate(l3, old); status != 401 {

@@ -35,7 +35,8 @@ func talk(t *testing.T, user string, sendTo []string, locators ...*locatorProc) 
 	for _, l := range locators {
 		urls = append(urls, "http://"+l.addr)
 	}
-	c, err := client.New(client.Config{Locators: urls, User: user, SendTo: sendTo,
+	as := locators[0].as(user, sendTo...)
+	c, err := client.New(client.Config{Locators: urls, User: as.User, SendTo: as.SendTo, Token: as.Token,
 		HTTP:      &http.Client{Transport: &http.Transport{DisableKeepAlives: true}},
 		OnMessage: func(_ context.Context, m client.Message) { k.got <- m },
 		OnEvent: func(e client.Event) {
@@ -262,10 +263,8 @@ func TestWebhook(t *testing.T) {
 	s := httptest.NewServer(hook)
 	defer s.Close()
 	defer close(slow)
-	l := startLocator(t)
-	startNode(t, "ws-1", l.nats, "DIALRING_APP="+s.URL, "DIALRING_APP_SECRET="+secret, "DIALRING_APP_TIMEOUT=2s")
-	l.waitMembers(t, "ws-1")
-	alice := talk(t, "alice", nil, l)
+	c := startNormal(t, 1, "DIALRING_APP="+s.URL, "DIALRING_APP_SECRET="+secret, "DIALRING_APP_TIMEOUT=2s")
+	alice := talk(t, "alice", nil, c.l)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if b, err := alice.Request(ctx, "who am I"); err != nil || !strings.Contains(string(b), `"user":"alice"`) || !strings.Contains(string(b), `"session":true`) || !strings.Contains(string(b), `"data":"who am I"`) || !strings.Contains(string(b), alice.Device()) {

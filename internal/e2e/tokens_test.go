@@ -29,37 +29,31 @@ import (
 
 const inprocSecret = "0123456789abcdef0123456789abcdef"
 
-// inprocIssuer is a locator outside development mode without nodes. Whether it
+// inprocIssuer is a locator outside development mode without nodes, a process. Whether it
 // accepts a token shows in its answer: 503 no_nodes, or 401.
 type inprocIssuer struct {
-	addr string
-	log  *inprocLog
+	addr, admin string
+	log         *inprocLog
+	shown       []string // tokens that were refused
 }
 
 func inprocIssue(t *testing.T, c locator.Config) *inprocIssuer {
 	t.Helper()
 	i := &inprocIssuer{log: newInprocLog()}
-	c.Listen, c.AdminListen, c.NATSListen, c.NATSToken = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0", "nats-token"
-	c.DataDir, c.DataSync, c.Log = t.TempDir(), "interval", i.log.logger()
-	c.APIKeys, c.RatePerAddress = []string{"key"}, -1
-	l, err := locator.New(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	inprocRun(t, "locator", l.Run)
-	ctx, cancel := context.WithTimeout(t.Context(), inprocPatience)
-	defer cancel()
-	at, err := l.Addrs(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	i.addr = at.Listen
-	inprocAwaitLocator(t, i.addr)
-	t.Cleanup(func() {
+	t.Cleanup(func() { // when the process has ended, and all of its log is here
 		if l := append(i.log.find("event=panic "), i.log.find("event=internal ")...); len(l) > 0 {
 			t.Errorf("the log has %s", l)
 		}
+		for _, token := range i.shown {
+			if l := i.log.find(token); len(l) > 0 {
+				t.Errorf("the log has a token: %s", l[0])
+			}
+		}
 	})
+	c.APIKeys = []string{"key"}
+	l := startProcess(t, i.log, c)
+	i.addr, i.admin = l.addr, l.admin
+	inprocAwaitLocator(t, i.addr)
 	return i
 }
 
@@ -74,8 +68,11 @@ func (i *inprocIssuer) check(t *testing.T, token string, good bool) {
 	if a.header.Get("WWW-Authenticate") == "" {
 		t.Error("401 without WWW-Authenticate")
 	}
-	if len(token) > 40 && (bytes.Contains(a.body, []byte(token)) || len(i.log.find(token)) > 0) {
-		t.Error("the token is in the answer or the log")
+	if len(token) > 40 {
+		if bytes.Contains(a.body, []byte(token)) {
+			t.Error("the token is in the answer")
+		}
+		i.shown = append(i.shown, token)
 	}
 }
 
@@ -90,7 +87,7 @@ func inprocClaims(change map[string]any) map[string]any {
 	return c
 }
 
-func TestInprocTokenClaims(t *testing.T) {
+func TestTokenClaims(t *testing.T) {
 	i := inprocIssue(t, locator.Config{UserJWTSecret: inprocSecret})
 	now := time.Now().Unix()
 	for name, x := range map[string]struct {
@@ -112,7 +109,18 @@ func TestInprocTokenClaims(t *testing.T) {
 		"exp of words":              {map[string]any{"exp": "tomorrow"}, false},
 		"exp true":                  {map[string]any{"exp": true}, false},
 		"exp of a list":             {map[string]any{"exp": []int64{now + 100}}, false},
+		"exp beyond all time":       {map[string]any{"exp": json.RawMessage("1e300")}, false},
+		"exp beyond 64 bits":        {map[string]any{"exp": json.RawMessage("9223372036854775808")}, false},
+		"exp beyond all numbers":    {map[string]any{"exp": json.RawMessage("1e999")}, false},
 		"not yet good":              {map[string]any{"nbf": now + 3600}, false},
+		"good in 30 s":              {map[string]any{"nbf": now + 30}, true},
+		"good in 2 min":             {map[string]any{"nbf": now + 120}, false},
+		"text nbf":                  {map[string]any{"nbf": "1"}, false},
+		"issued long ago":           {map[string]any{"iat": 1}, true},
+		"issued in 30 s":            {map[string]any{"iat": now + 30}, true},
+		"issued in 2 min":           {map[string]any{"iat": now + 120}, false}, // it would outlast a revocation
+		"issued in milliseconds":    {map[string]any{"iat": now * 1000}, false},
+		"text iat":                  {map[string]any{"iat": "1"}, false},
 		"good since now":            {map[string]any{"nbf": now}, true},
 		"no sub":                    {map[string]any{"sub": nil}, false},
 		"empty sub":                 {map[string]any{"sub": ""}, false},
@@ -155,6 +163,7 @@ func TestInprocTokenClaims(t *testing.T) {
 		"padded":                 good + "=",
 		"a part more":            good + ".x",
 		"claims that are a list": parts[0] + "." + raw(`[]`) + "." + parts[2],
+		"kid of a path":          inprocToken(t, jwt.SigningMethodHS256, []byte{}, map[string]any{"kid": "../../../dev/null"}, inprocClaims(nil)),
 		"nested header":          raw(`{"alg":"HS256","x":`+inprocNested(2000)+`}`) + "." + parts[1] + "." + parts[2],
 	} {
 		t.Run(name, func(t *testing.T) { i.check(t, token, false) })
@@ -173,6 +182,20 @@ func TestInprocTokenClaims(t *testing.T) {
 		<-sent
 		i.check(t, good, true)
 	})
+	t.Run("the log says why", func(t *testing.T) {
+		// A few for each reason, the first at once.
+		for reason, more := range map[string]string{"expired": "user=alice", "early": "user=alice", "no_expiry": "user=alice", "malformed": "why=", "algorithm": "alg=HS384",
+			"signature": "user=\"\"", "user": "remote=127.0.0.1:", "missing": "remote=127.0.0.1:"} {
+			if reason == "missing" {
+				inprocDo(t, "POST", "http://"+i.addr+"/v1/locate", nil)
+			}
+			i.log.await(t, "event=token_refused", "level=INFO", "reason="+reason+" ")
+			if reason == "algorithm" || reason == "missing" || reason == "signature" {
+				continue // which one of several is logged is chance
+			}
+			i.log.await(t, "event=token_refused", "reason="+reason+" ", more)
+		}
+	})
 	t.Run("the user in the query", func(t *testing.T) {
 		for _, h := range [][]string{nil, {"Authorization", "Basic YWxpY2U6"}, {"Authorization", good}} {
 			inprocProblem(t, inprocDo(t, "POST", "http://"+i.addr+"/v1/locate?user=alice", nil, h...), 401, wire.CodeUnauthorized)
@@ -186,6 +209,90 @@ func TestInprocTokenClaims(t *testing.T) {
 		inprocProblem(t, inprocDo(t, "GET", "http://"+i.addr+"/v1/ring", nil, "Authorization", "Bearer "+good), 401, wire.CodeUnauthorized)
 		inprocProblem(t, inprocDo(t, "GET", "http://"+i.addr+"/v1/ring", nil, "Authorization", "Bearer dev"), 401, wire.CodeUnauthorized)
 	})
+}
+
+// TestTokenFlood: who sends many bad tokens does not fill the log, and what the log
+// has of them is cut.
+func TestTokenFlood(t *testing.T) {
+	i := inprocIssue(t, locator.Config{UserJWTSecret: inprocSecret})
+	long := strings.Repeat("k", 2000) + "end\n\x1b"
+	bad := inprocToken(t, jwt.SigningMethodHS256, []byte("another secret of thirty-two byte"), map[string]any{"kid": long}, inprocClaims(nil))
+	start := time.Now()
+	for range 300 {
+		i.check(t, bad, false)
+	}
+	inprocEventually(t, "the first five are in the log", func() bool { return len(i.log.find("event=token_refused", "reason=signature")) >= 5 })
+	lines := i.log.find("event=token_refused", "reason=signature")
+	if n, most := len(lines), 5+2+int(time.Since(start)/time.Second); n < 5 || n > most {
+		t.Errorf("%d lines of 300 refusals, want at most %d", n, most)
+	}
+	for _, line := range lines {
+		if len(line) > 600 || strings.Contains(line, "end") || !strings.Contains(line, "kid=kkk") {
+			t.Errorf("a line of %d bytes: %s", len(line), line)
+		}
+	}
+	inprocEventually(t, "the log tells how many were left out", func() bool {
+		i.check(t, bad, false)
+		for _, line := range i.log.find("event=token_refused", "reason=signature", "skipped=") {
+			if !strings.Contains(line, "skipped=0") {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+// TestTokenSecrets: with two secrets tokens of both are good, and no others.
+func TestTokenSecrets(t *testing.T) {
+	const previous = "the secret of before, 32 bytes xx"
+	i := inprocIssue(t, locator.Config{UserJWTSecret: inprocSecret, UserJWTSecretPrevious: previous})
+	for secret, good := range map[string]bool{inprocSecret: true, previous: true, "": false, inprocSecret + previous: false, inprocSecret + "," + previous: false, previous[:32]: false} {
+		i.check(t, inprocToken(t, jwt.SigningMethodHS256, []byte(secret), nil, inprocClaims(nil)), good)
+	}
+	i.check(t, inprocToken(t, jwt.SigningMethodHS384, []byte(previous), nil, inprocClaims(nil)), false)
+	i.check(t, inprocToken(t, jwt.SigningMethodHS256, []byte(previous), nil, inprocClaims(map[string]any{"exp": 1})), false)
+}
+
+// TestTokenIssuer: of an issuer that signs for others as well only what is for this
+// cluster is good; the log and the metric say what was wrong, and the answer does not.
+func TestTokenIssuer(t *testing.T) {
+	const audience, issuer = "push.example.com", "https://login.example.com/"
+	i := inprocIssue(t, locator.Config{UserJWTSecret: inprocSecret, UserJWTAudience: audience, UserJWTIssuer: issuer})
+	for name, x := range map[string]struct {
+		header, claims map[string]any
+		reason         string
+	}{
+		"both":               {nil, map[string]any{"aud": audience, "iss": issuer}, ""},
+		"one of several":     {nil, map[string]any{"aud": []string{"x", audience}, "iss": issuer}, ""},
+		"neither":            {nil, nil, "issuer"},
+		"no audience":        {nil, map[string]any{"iss": issuer}, "audience"},
+		"another audience":   {nil, map[string]any{"aud": "x", "iss": issuer}, "audience"},
+		"another issuer":     {nil, map[string]any{"aud": audience, "iss": issuer + "x"}, "issuer"},
+		"something critical": {map[string]any{"crit": []string{"x"}, "x": 1}, map[string]any{"aud": audience, "iss": issuer}, "critical"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			token := inprocToken(t, jwt.SigningMethodHS256, []byte(inprocSecret), x.header, inprocClaims(x.claims))
+			i.check(t, token, x.reason == "")
+			if x.reason == "" {
+				return
+			}
+			if a := inprocDo(t, "POST", "http://"+i.addr+"/v1/locate", nil, "Authorization", "Bearer "+token); !bytes.Contains(a.body, []byte("the user token is not valid")) {
+				t.Errorf("the answer is %s", a.body)
+			}
+			user := "user=alice"
+			if x.reason == "critical" { // its signature was not looked at
+				user = `user=""`
+			}
+			if len(i.log.find("event=token_refused", "reason="+x.reason+" ", user)) == 0 {
+				t.Errorf("the log has no refusal for %s of %s: %q", x.reason, user, i.log.find("event=token_refused"))
+			}
+			metrics := inprocDo(t, "GET", "http://"+i.admin+"/metrics", nil).body
+			if bytes.Contains(metrics, []byte(`dialring_unauthorized_total{credential="user_token",reason="`+x.reason+"\"} 0\n")) ||
+				!bytes.Contains(metrics, []byte(`dialring_unauthorized_total{credential="user_token",reason="`+x.reason+`"}`)) {
+				t.Errorf("%s was not counted", x.reason)
+			}
+		})
+	}
 }
 
 // TestInprocTokenUser has a locator outside development mode beside one within,
@@ -247,7 +354,7 @@ func inprocNoError[V any](v V, err error) V {
 	return v
 }
 
-func TestInprocTokenPublicKey(t *testing.T) {
+func TestTokenPublicKey(t *testing.T) {
 	rsaKey, rsaOther := inprocNoError(rsa.GenerateKey(rand.Reader, 2048)), inprocNoError(rsa.GenerateKey(rand.Reader, 2048))
 	p256, p384 := inprocNoError(ecdsa.GenerateKey(elliptic.P256(), rand.Reader)), inprocNoError(ecdsa.GenerateKey(elliptic.P384(), rand.Reader))
 	p256Other := inprocNoError(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
@@ -301,6 +408,7 @@ func TestInprocTokenSettings(t *testing.T) {
 	}
 	for name, c := range map[string]locator.Config{
 		"USER_JWT_SECRET":          {UserJWTSecret: config.Secret(inprocSecret[:31])},
+		"USER_JWT_SECRET_PREVIOUS": {UserJWTSecret: inprocSecret, UserJWTSecretPrevious: config.Secret(inprocSecret[:31])},
 		"USER_JWT_PUBLIC_KEY_FILE": {UserJWTPublicKeyFile: filepath.Join(t.TempDir(), "none.pem")},
 		"PUBLIC_KEY_FILE":          {UserJWTPublicKeyFile: weak},
 		"KEY_FILE":                 {UserJWTPublicKeyFile: private},

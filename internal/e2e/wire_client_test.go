@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -23,7 +24,9 @@ import (
 // the one before, also over reconnects and moves.
 type wireClient struct {
 	user     string
+	token    string // outside development mode
 	locators []string
+	tls      *tls.Config // for https and wss; nil: the default
 	got      func(node string, num uint64)
 
 	since string
@@ -75,8 +78,10 @@ func (w *wireClient) connect(ctx context.Context) *wireConn {
 	if err != nil {
 		return nil
 	}
-	req.Close = true
-	resp, err := http.DefaultClient.Do(req)
+	if w.token != "" {
+		req.Header.Set("Authorization", "Bearer "+w.token)
+	}
+	resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: w.tls}}).Do(req)
 	if err != nil {
 		return nil
 	}
@@ -103,6 +108,11 @@ func (w *wireClient) dial(ctx context.Context, to, ticket, node string) *wireCon
 	c, err := (&net.Dialer{Timeout: 2 * time.Second}).DialContext(ctx, "tcp", u.Host)
 	if err != nil {
 		return nil
+	}
+	if u.Scheme == "wss" {
+		config := w.tls.Clone()
+		config.ServerName = u.Hostname()
+		c = tls.Client(c, config)
 	}
 	context.AfterFunc(ctx, func() { c.Close() })
 	b := &bare{Conn: c, br: bufio.NewReader(c), user: w.user}

@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"github.com/labstack/echo/v4"
-	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
 	"github.com/dialring/dialring/internal/wire"
@@ -254,40 +253,8 @@ func TestHealth(t *testing.T) {
 		if w.Code != c.status || strings.TrimSpace(w.Body.String()) != c.body || w.Header().Get("Cache-Control") != "no-store" {
 			t.Errorf("readyz: %d %s", w.Code, w.Body)
 		}
-	}
-}
-
-// listener pretends to listen somewhere.
-type listener struct {
-	net.Listener
-	addr string
-}
-
-func (l listener) Addr() net.Addr {
-	a, err := net.ResolveTCPAddr("tcp", l.addr)
-	if err != nil {
-		panic(err)
-	}
-	return a
-}
-
-func TestAdmin(t *testing.T) {
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(prometheus.NewCounter(prometheus.CounterOpts{Name: "dialring_test"}))
-	for addr, pprof := range map[string]int{"127.0.0.1:1": 200, "[::1]:1": 200, "0.0.0.0:1": 404, "[::]:1": 404, "10.0.0.1:1": 404} {
-		h := Admin(listener{addr: addr}, func() error { return nil }, reg)
-		for path, want := range map[string]int{"/healthz": 200, "/readyz": 200, "/metrics": 200, "/debug/pprof/": pprof, "/debug/pprof/goroutine": pprof, "/nothing": 404} {
-			w := httptest.NewRecorder()
-			h.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
-			if w.Code != want {
-				t.Errorf("on %s, %s: %d, want %d", addr, path, w.Code, want)
-			}
-			if path == "/metrics" && !strings.Contains(w.Body.String(), "dialring_test 0") {
-				t.Errorf("metrics: %s", w.Body)
-			}
-			if path == "/debug/pprof/" && strings.Contains(w.Body.String(), "cmdline") && addr == "0.0.0.0:1" {
-				t.Error("profiles beyond loopback")
-			}
+		if after := w.Header().Get("Retry-After"); (after == "1") != (c.status == 503) {
+			t.Errorf("readyz: %d, Retry-After %q", w.Code, after)
 		}
 	}
 }
@@ -392,5 +359,66 @@ func TestServeLimits(t *testing.T) {
 			t.Errorf("%s: %.40q %v", name, b, err)
 		}
 		_ = conn.Close()
+	}
+}
+
+// An answer that comes before the body was read reaches who still sends it, also where the
+// connection ends with the request: it ends in order, not with a reset.
+func TestAnswerBeforeBody(t *testing.T) {
+	sent := make(chan struct{})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error)
+	go func() {
+		ended <- Serve(ctx, l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			<-sent
+			if r.URL.Path == "/read" {
+				_, _ = io.Copy(io.Discard, r.Body)
+			}
+			WriteProblem(w, wire.NewProblem(http.StatusRequestEntityTooLarge, wire.CodeTooLarge, "no"))
+		}), slog.New(slog.DiscardHandler))
+	}()
+	defer func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	body, long := strings.Repeat("x", 100<<10), strings.Repeat("x", 600<<10) // more than is read
+	for name, request := range map[string]string{
+		"closing":           "POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 102400\r\n\r\n" + body,
+		"closing, in parts": "POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n19000\r\n" + body + "\r\n0\r\n\r\n",
+		"closing, long":     "POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 614400\r\n\r\n" + long,
+		"HTTP/1.0":          "POST / HTTP/1.0\r\nHost: x\r\nContent-Length: 102400\r\n\r\n" + body,
+		"kept":              "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 102400\r\n\r\n" + body + "POST /read HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+		"read":              "POST /read HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 102400\r\n\r\n" + body,
+	} {
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.SetDeadline(time.Now().Add(time.Minute))
+		first := min(len(request), 110<<10) // it fits the sockets' buffers
+		if _, err := io.WriteString(c, request[:first]); err != nil {
+			t.Fatal(err)
+		}
+		rest := make(chan struct{})
+		go func() {
+			defer close(rest)
+			_, _ = io.WriteString(c, request[first:])
+		}()
+		answers := strings.Count(request, " HTTP/1.")
+		for range answers {
+			sent <- struct{}{}
+		}
+		b, err := io.ReadAll(c)
+		if err != nil || strings.Count(string(b), " 413 ") != answers {
+			t.Errorf("%s: %v, %.300q", name, err, b)
+		}
+		c.Close()
+		<-rest
 	}
 }

@@ -14,7 +14,7 @@ import (
 )
 
 // ask asks once from an address and tells whether it may.
-func ask(l *Limiter, addr string) bool {
+func ask(l AddressLimiter, addr string) bool {
 	r := httptest.NewRequest("GET", "/", nil)
 	r.RemoteAddr = addr
 	return l.Check(r) == nil
@@ -22,7 +22,7 @@ func ask(l *Limiter, addr string) bool {
 
 // exhaust asks from an address until it is refused, and returns how often it
 // was allowed.
-func exhaust(t *testing.T, l *Limiter, addr string) int {
+func exhaust(t *testing.T, l AddressLimiter, addr string) int {
 	t.Helper()
 	for n := range 100_000 {
 		if !ask(l, addr) {
@@ -34,7 +34,7 @@ func exhaust(t *testing.T, l *Limiter, addr string) int {
 }
 
 func TestLimiter(t *testing.T) {
-	l := NewLimiter(2)
+	l := NewAddressLimiter(2)
 	if n := exhaust(t, l, "192.0.2.1:1"); n < 8 {
 		t.Errorf("refused after %d, the burst is 8", n)
 	}
@@ -65,7 +65,7 @@ func TestLimiter(t *testing.T) {
 }
 
 func TestLimiterAnswer(t *testing.T) {
-	l := NewLimiter(1)
+	l := NewAddressLimiter(1)
 	r := httptest.NewRequest("GET", "/", nil)
 	var p *wire.Problem
 	for i := 0; p == nil && i < 100_000; i++ {
@@ -77,7 +77,7 @@ func TestLimiterAnswer(t *testing.T) {
 		t.Errorf("refused with %+v", p)
 	}
 	for _, n := range []int{0, -1} {
-		free := NewLimiter(n)
+		free := NewAddressLimiter(n)
 		for range 1000 {
 			if !ask(free, "192.0.2.1:1") {
 				t.Fatalf("a limit of %d refuses", n)
@@ -89,33 +89,33 @@ func TestLimiterAnswer(t *testing.T) {
 // The book of addresses is bounded: those that do not fit share one limit, and
 // those that have not asked for long make room.
 func TestLimiterBook(t *testing.T) {
-	l := NewLimiter(1)
+	l := NewAddressLimiter(1)
 	drained := rate.NewLimiter(0, l.burst) // of an address that asks without end
 	if !drained.AllowN(time.Now(), l.burst) {
 		t.Fatal("not drained")
 	}
 	addr := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}) }
-	for i := range maxAddresses {
+	for i := range maxKeys {
 		l.by[addr(i)] = drained
 	}
-	if got := l.of(addr(maxAddresses)); got != l.rest || len(l.by) != maxAddresses {
+	if got := l.of(addr(maxKeys)); got != l.rest || len(l.by) != maxKeys {
 		t.Errorf("one more address has a limit of its own: the book has %d", len(l.by))
 	}
 	if l.of(addr(5)) != drained {
 		t.Error("an address in the book lost its limit")
 	}
-	for i := range maxAddresses / 2 {
+	for i := range maxKeys / 2 {
 		l.by[addr(i)] = rate.NewLimiter(l.rate, l.burst) // has not asked for long
 	}
-	if l.of(addr(maxAddresses)) != l.rest {
+	if l.of(addr(maxKeys)) != l.rest {
 		t.Error("the whole book is looked through for each new address")
 	}
 	l.swept = time.Time{} // a second later
-	if got := l.of(addr(maxAddresses)); got == l.rest || got == drained {
+	if got := l.of(addr(maxKeys)); got == l.rest || got == drained {
 		t.Error("no room was made")
 	}
-	if n := len(l.by); n != maxAddresses/2+1 {
-		t.Errorf("the book has %d addresses, want %d", n, maxAddresses/2+1)
+	if n := len(l.by); n != maxKeys/2+1 {
+		t.Errorf("the book has %d addresses, want %d", n, maxKeys/2+1)
 	}
 }
 

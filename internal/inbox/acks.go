@@ -58,7 +58,8 @@ func (s *JetStream) AppendAsync(user string, e *Entry, key string, expect uint64
 		return
 	}
 	p, subject, _ := s.placeKnown(user)
-	s.acks.add(&waiting{message: message{subject: subject, meta: e.Meta(), key: key, expect: expect, body: e.Body}, done: done, deadline: deadline, stream: s.stream(p)})
+	meta, body := s.o.Keys.sealed(s.o.Cluster, user, e)
+	s.acks.add(&waiting{message: message{subject: subject, meta: meta, key: key, expect: expect, body: body}, done: done, deadline: deadline, stream: s.stream(p)})
 }
 
 // SetPositionAsync implements AsyncStore.

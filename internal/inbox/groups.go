@@ -123,6 +123,9 @@ func (s *JetStream) Changes(ctx context.Context, group string, pos uint64) ([]Gr
 	l, err := s.readFrom(ctx, s.groups(), s.groupSubject(group, "*"), pos, groupChanges, groupBytes)
 	out := make([]GroupChange, len(l))
 	for i, e := range l {
+		if e.sealed.key != "" { // only what messages carry is sealed
+			return nil, errMeta
+		}
 		out[i] = GroupChange{e.Pos, e.From, e.ID == groupAdd}
 	}
 	return out, err

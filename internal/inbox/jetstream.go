@@ -2,7 +2,6 @@ package inbox
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -13,6 +12,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/dialring/dialring/internal/jsapi"
 )
 
 // Options of a JetStream store.
@@ -28,7 +29,10 @@ type Options struct {
 	// Sync returns when what that server has acknowledged is safe, and an error if
 	// another one has taken its place.
 	Sync func(ctx context.Context, server string, streams []string) error
-	Log  *slog.Logger
+	// Create makes a stream whose replicas nobody has set; nil: as JetStream does.
+	Create func(ctx context.Context, conf jetstream.StreamConfig) (jetstream.Stream, error)
+	Keys   *Keys // for what messages carry; nil: no keys
+	Log    *slog.Logger
 }
 
 // JetStream is the Store. The messages of a user are one subject of one of
@@ -64,8 +68,14 @@ func NewJetStream(o Options) (*JetStream, error) {
 	if err != nil {
 		return nil, err
 	}
+	if o.Create == nil || o.Replicas > 0 {
+		o.Create = js.CreateStream
+	}
 	if o.Synced == nil {
 		o.Synced = func() (string, error) { return "", nil }
+	}
+	if o.Keys == nil {
+		o.Keys, _ = LoadKeys("", o.Log) // which reads nothing
 	}
 	return &JetStream{o: o, js: js, missing: make(chan struct{}, 1), known: make(chan struct{}), acks: acks{wake: make(chan struct{}, 1)}, syncs: syncs{Sync: o.Sync}}, nil
 }
@@ -129,7 +139,7 @@ func (s *JetStream) placeKnown(user string) (p int, subject string, leaderOnly b
 	s.mu.Unlock()
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(user))
-	p = int(h.Sum64() % uint64(n))
+	p = int(h.Sum64() % uint64(n)) // #nosec G115 -- 1 to 256 partitions
 	return p, s.o.Cluster + ".inbox." + strconv.Itoa(p) + "." + encode(user), leaderOnly
 }
 
@@ -139,7 +149,8 @@ func (s *JetStream) Append(ctx context.Context, user string, e *Entry, key strin
 	if err != nil {
 		return 0, false, err
 	}
-	return s.publishSafely(ctx, s.stream(p), message{subject: subject, meta: e.Meta(), key: key, expect: expect, body: e.Body})
+	meta, body := s.o.Keys.sealed(s.o.Cluster, user, e)
+	return s.publishSafely(ctx, s.stream(p), message{subject: subject, meta: meta, key: key, expect: expect, body: body})
 }
 
 // publishSafely publishes into a stream, and waits until the message is safe there.
@@ -227,7 +238,11 @@ func (s *JetStream) Last(ctx context.Context, user string) (Entry, error) {
 	if err != nil {
 		return Entry{}, err
 	}
-	return s.last(ctx, s.stream(p), subject, leaderOnly)
+	e, err := s.last(ctx, s.stream(p), subject, leaderOnly)
+	if err == nil {
+		s.o.Keys.open(s.o.Cluster, user, &e)
+	}
+	return e, err
 }
 
 func (s *JetStream) last(ctx context.Context, stream, subject string, leaderOnly bool) (Entry, error) {
@@ -246,10 +261,14 @@ func (s *JetStream) At(ctx context.Context, user string, pos uint64) (Entry, err
 	// The next of the user from there on: nobody reads another one's message.
 	req := fmt.Appendf(nil, `{"seq":%d,"next_by_subj":%q}`, pos, subject)
 	e, err := s.get(ctx, s.stream(p), leaderOnly, req)
-	if err == nil && e.Pos != pos {
+	if err != nil {
+		return Entry{}, err
+	}
+	if e.Pos != pos {
 		return Entry{}, ErrNone
 	}
-	return e, err
+	s.o.Keys.open(s.o.Cluster, user, &e)
+	return e, nil
 }
 
 // get asks for one message: the leader of the stream if others may be behind it, else
@@ -289,45 +308,31 @@ func entryOf(m *nats.Msg) (Entry, error) {
 	if err != nil {
 		return Entry{}, errMeta
 	}
-	return ParseMeta(m.Header.Get(headerMeta), pos, m.Data)
+	return parseStored(m.Header.Get(headerMeta), pos, m.Data)
 }
 
 // fromLeader asks the leader of a stream for one message: a follower may not
 // have the newest ones yet.
 func (s *JetStream) fromLeader(ctx context.Context, stream string, req []byte) (Entry, error) {
-	r, err := s.request(ctx, &nats.Msg{Subject: "$JS.API.STREAM.MSG.GET." + stream, Data: req})
+	r, err := s.request(ctx, &nats.Msg{Subject: jsapi.MsgGet + stream, Data: req})
 	if err != nil {
 		return Entry{}, err
 	}
-	var got struct {
-		Message *struct {
-			Seq  uint64 `json:"seq"`
-			Hdrs []byte `json:"hdrs"`
-			Data []byte `json:"data"`
-		} `json:"message"`
-		Error *struct {
-			Code        int    `json:"err_code"`
-			Description string `json:"description"`
-		} `json:"error"`
-	}
-	switch err := json.Unmarshal(r.Data, &got); {
-	case err != nil:
-		return Entry{}, fmt.Errorf("the answer of JetStream cannot be read: %w", err)
-	case got.Error != nil && got.Error.Code == errNoMessage:
+	got, err := jsapi.ParseMsgGet(r.Data)
+	switch {
+	case jsapi.Is(err, jsapi.CodeNoMessage):
 		return Entry{}, ErrNone
-	case got.Error != nil:
-		return Entry{}, fmt.Errorf("JetStream: %s (%d)", got.Error.Description, got.Error.Code)
-	case got.Message == nil:
+	case errors.Is(err, jsapi.ErrNothing):
 		return Entry{}, errMeta
+	case err != nil:
+		return Entry{}, err
 	}
-	h, err := nats.DecodeHeadersMsg(got.Message.Hdrs)
+	h, err := nats.DecodeHeadersMsg(got.Hdrs)
 	if err != nil {
 		return Entry{}, errMeta
 	}
-	return ParseMeta(h.Get(headerMeta), got.Message.Seq, got.Message.Data)
+	return parseStored(h.Get(headerMeta), got.Seq, got.Data)
 }
-
-const errNoMessage = 10037
 
 // Read implements Store, by a batched direct get.
 func (s *JetStream) Read(ctx context.Context, user string, pos uint64) ([]Entry, error) {
@@ -335,7 +340,11 @@ func (s *JetStream) Read(ctx context.Context, user string, pos uint64) ([]Entry,
 	if err != nil {
 		return nil, err
 	}
-	return s.readFrom(ctx, s.stream(p), subject, pos, chunkMessages, Chunk)
+	l, err := s.readFrom(ctx, s.stream(p), subject, pos, chunkMessages, Chunk)
+	for i := range l {
+		s.o.Keys.open(s.o.Cluster, user, &l[i])
+	}
+	return l, err
 }
 
 // readFrom reads messages of a subject, which may have a wildcard, from pos on: so many,
@@ -387,6 +396,9 @@ func (s *JetStream) Position(ctx context.Context, user, device string) (Cursor, 
 	e, err := s.last(ctx, s.positions(), s.positionSubject(user, device), leaderOnly)
 	if err != nil {
 		return Cursor{}, 0, err
+	}
+	if e.sealed.key != "" { // only what messages carry is sealed
+		return Cursor{}, 0, errMeta
 	}
 	c, err := ParseCursor(e.ID)
 	return c, e.Pos, err

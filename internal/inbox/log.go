@@ -60,6 +60,8 @@ type Logs struct {
 	// Late is called when a message was stored and the user belongs to another
 	// node by then, who has to look.
 	Late func(user string)
+	// Conflict, if set, is called when an append met a message of another node's.
+	Conflict func()
 	// First is called, with the log locked, when its end is known for the first time.
 	First func(l *Log, head Cursor)
 	// Age is how long the store keeps a message.
@@ -231,6 +233,7 @@ func (g *Log) nextLocked(w work) {
 			g.mu.Lock()
 			if err != nil {
 				g.ring = nil
+				g.logs.met(err)
 			}
 			g.queue = append([]work{w}, g.queue...)
 			g.mu.Unlock()
@@ -247,6 +250,13 @@ func (g *Log) nextLocked(w work) {
 		}
 		g.mu.Unlock()
 	})
+}
+
+// met counts a conflict.
+func (l *Logs) met(err error) {
+	if l.Conflict != nil && errors.Is(err, ErrConflict) {
+		l.Conflict()
+	}
 }
 
 // entry is the message that a push becomes behind head.
@@ -373,6 +383,7 @@ func (g *Log) append(p *Push) error {
 		g.mu.Lock()
 		g.ring = nil // read it again
 		g.mu.Unlock()
+		g.logs.met(err)
 		if errors.Is(err, ErrConflict) && n < quickTries {
 			continue
 		}
@@ -402,13 +413,23 @@ func (g *Log) try(ctx context.Context, p *Push, ring any) error {
 	}
 	if dup {
 		first, err := g.logs.Store.At(ctx, g.User, pos)
+		if pos > head.Pos && (err != nil || first.ID != p.ID) {
+			// An earlier push with this key, which failed, was still on its way to the store when
+			// the log was read: nobody has delivered it.
+			if err := g.read(ctx, ring); err != nil {
+				return err
+			}
+		}
 		switch {
 		case errors.Is(err, ErrNone):
 			p.Repeat(g, nil)
 			return nil
 		case err != nil:
 			return err
+		case first.Unopened != nil && (first.Unopened.Final() || first.ID != p.ID): // it cannot be compared
+			return first.Unopened
 		case first.ID == p.ID: // this very push, which was tried before
+			first.JSON, first.From, first.Body, first.Unopened = p.JSON, p.From, p.Body, nil
 			e = &first
 		case first.JSON == p.JSON && first.From == p.From && bytes.Equal(first.Body, p.Body):
 			p.Repeat(g, &first)

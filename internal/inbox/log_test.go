@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -34,8 +35,13 @@ type answer struct {
 
 // send pushes and waits for the answer.
 func send(l *Logs, user, id, key, body string) answer {
+	return sendAs(l, user, id, Key(user, key, id), body)
+}
+
+// sendAs pushes with what the store compares.
+func sendAs(l *Logs, user, id, key, body string) answer {
 	out := make(chan answer, 1)
-	l.Append(user, &Push{ID: id, Key: Key(user, key, id), Body: []byte(body), Deadline: time.Now().Add(2 * time.Second), Context: out,
+	l.Append(user, &Push{ID: id, Key: key, Body: []byte(body), Deadline: time.Now().Add(2 * time.Second), Context: out,
 		Fail: func(err error) { out <- answer{err: err} },
 		Repeat: func(_ *Log, first *Entry) {
 			a := answer{repeat: true}
@@ -160,6 +166,63 @@ func logOfAnother(t *testing.T, as func(Store) Store) {
 	g.With(func(head Cursor) {
 		if head.Seq != 4 {
 			t.Errorf("the head is %+v", head)
+		}
+	})
+}
+
+// lateStore takes the first append only when the second comes, after that has read the log:
+// a slow store, whose answer the first did not wait for. It knows the key then, as a NATS
+// cluster does, before it looks at what is expected.
+type lateStore struct {
+	Store
+	first func() (uint64, error)
+	key   string
+}
+
+func (s *lateStore) Append(ctx context.Context, user string, e *Entry, key string, expect uint64) (uint64, bool, error) {
+	if s.first == nil {
+		s.key, s.first = key, sync.OnceValues(func() (uint64, error) {
+			pos, _, err := s.Store.Append(context.Background(), user, e, key, expect)
+			return pos, err
+		})
+		<-ctx.Done()
+		return 0, false, ctx.Err()
+	}
+	if key == s.key {
+		pos, err := s.first()
+		return pos, true, err
+	}
+	return s.Store.Append(ctx, user, e, key, expect)
+}
+
+// A push that failed, and is stored all the same while it is pushed again with its key, is
+// delivered: its answer says that it was accepted.
+func TestLogLate(t *testing.T) { bothWays(t, logLate) }
+
+func logLate(t *testing.T, as func(Store) Store) {
+	synctest.Test(t, func(t *testing.T) {
+		m := NewMemory(Limits{Messages: 10, Age: time.Hour, Window: time.Hour})
+		var ring atomic.Int64
+		l := owned(as(&lateStore{Store: m}), &ring, deliver)
+		defer l.Wait()
+		behind := 0
+		l.Behind = func(*Log) { behind++ }
+		g := l.Get("alice")
+		defer g.Release()
+		if err := g.Fresh(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if a := send(l, "alice", "1", "key", "x"); !errors.Is(a.err, ErrUnavailable) {
+			t.Fatalf("the first: %+v", a)
+		}
+		if err := g.Fresh(t.Context()); err != nil { // or it is read once more first
+			t.Fatal(err)
+		}
+		if a := send(l, "alice", "2", "key", "x"); !a.repeat || a.seq != 1 || behind != 1 {
+			t.Errorf("the same once more: %+v; sessions were told %d times that they are behind", a, behind)
+		}
+		if a := send(l, "alice", "3", "", "y"); a.seq != 2 || behind != 1 {
+			t.Errorf("the next: %+v, told %d times", a, behind)
 		}
 	})
 }

@@ -32,6 +32,7 @@ const (
 type position struct {
 	key     [2]string // user, device
 	c       Cursor
+	noted   bool      // c is something: also the place before the first message is
 	at      time.Time // when it is to be written; zero: it was
 	rev     uint64
 	known   bool // rev is
@@ -78,7 +79,7 @@ func (p *Positions) Reset(user, device string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if e := p.byKey[[2]string{user, device}]; e != nil {
-		e.c, e.at, e.anew = Cursor{}, time.Time{}, true
+		e.c, e.noted, e.at, e.anew = Cursor{}, false, time.Time{}, true
 	}
 }
 
@@ -90,11 +91,23 @@ func (p *Positions) Note(user, device string, c Cursor) {
 	if c.Pos < e.c.Pos { // two sessions of one device: the one that is ahead
 		return
 	}
-	e.c = c
+	e.c, e.noted = c, true
 	if e.at.IsZero() {
 		e.at = time.Now().Add(writeEvery)
 		p.queues[queueSoon] = append(p.queues[queueSoon], e)
 	}
+}
+
+// Noted is a position that was noted and that the store may not have yet. Ask before the
+// store is read: what is missing here then, it has.
+func (p *Positions) Noted(user, device string) (c Cursor, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	e := p.byKey[[2]string{user, device}]
+	if e == nil {
+		return Cursor{}, false
+	}
+	return e.c, e.noted
 }
 
 func (p *Positions) entryLocked(user, device string) *position {
@@ -171,10 +184,10 @@ func (p *Positions) write(ctx context.Context, now time.Time) {
 	together(p.Store, func() {
 		for _, e := range p.due(now) {
 			p.mu.Lock()
-			c, rev, known := e.c, e.rev, e.known
+			c, noted, rev, known := e.c, e.noted, e.rev, e.known
 			p.mu.Unlock()
 			switch {
-			case c == Cursor{}:
+			case !noted:
 				p.written(e, nil)
 			case async == nil || !known:
 				slow = append(slow, e)

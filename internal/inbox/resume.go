@@ -14,8 +14,8 @@ type Start struct {
 	Gap bool
 	// First are the first messages after From, perhaps all.
 	First []Entry
-	// Pending counts the messages after From, up to the head, whose own time is not
-	// over. Behind First it takes all for such; Count looks.
+	// Pending counts the messages after From, up to the head, that will come. Behind
+	// First it takes all for such; Count looks.
 	Pending uint64
 }
 
@@ -89,7 +89,7 @@ func start(from Cursor, l []Entry, head Cursor, now time.Time) (Start, error) {
 	}
 	st := Start{From: from, First: l}
 	for i := range l {
-		if !l[i].Expired(now) {
+		if !l[i].Never(now) {
 			st.Pending++
 		}
 	}
@@ -115,7 +115,7 @@ func (st *Start) Count(ctx context.Context, s Store, user string, head Cursor, n
 			return
 		}
 		for i := range l {
-			if l[i].Seq <= head.Seq && l[i].Expired(now) {
+			if l[i].Seq <= head.Seq && l[i].Never(now) {
 				st.Pending--
 			}
 		}

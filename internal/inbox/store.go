@@ -12,7 +12,6 @@ package inbox
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"time"
@@ -26,7 +25,8 @@ type Store interface {
 	// user's log, if that is still the one at expect (0: it has none). It returns
 	// where e lies, once the store promises to keep it. When key was appended
 	// within the last minutes it stores nothing and returns that message's place,
-	// and dup. ErrConflict: the last message is another one.
+	// and dup, also when the log ends with another one than expect (a NATS cluster does) or
+	// not then (one server). ErrConflict: the last message is another one.
 	Append(ctx context.Context, user string, e *Entry, key string, expect uint64) (pos uint64, dup bool, err error)
 	// Last returns the newest message of the log, ErrNone if there is none. It is
 	// what the store holds now, not what a part of it remembers.
@@ -34,7 +34,8 @@ type Store interface {
 	// At returns the message of the user at pos, ErrNone if it is not kept.
 	At(ctx context.Context, user string, pos uint64) (Entry, error)
 	// Read returns messages of the log from pos on, in order: all, or at least the
-	// first, and about as many as fit into Chunk. It may not know the newest ones yet.
+	// first, and about as many as fit into Chunk. It may not know the newest ones yet. A
+	// message that cannot be opened is in its place, with the reason (Entry.Unopened).
 	Read(ctx context.Context, user string, pos uint64) ([]Entry, error)
 
 	// Position returns what SetPosition stored for a device of the user, and its
@@ -82,17 +83,6 @@ var (
 	ErrNone     = errors.New("the store has no such message")
 	ErrConflict = errors.New("another wrote to this log")
 )
-
-// Key makes of a service's idempotency key, or of a message's own id if it has
-// none, what the store compares: keys of two users, and ids and keys, never meet.
-func Key(user, key, id string) string {
-	kind, text := "k", key
-	if key == "" {
-		kind, text = "i", id
-	}
-	sum := sha256.Sum256([]byte(kind + "\x00" + user + "\x00" + text))
-	return base64.RawURLEncoding.EncodeToString(sum[:15])
-}
 
 // encode writes an id so that no byte of it is one that NATS takes for a dot, a
 // wildcard or the end of a subject: unpadded base64url, which keeps two ids apart.

@@ -94,7 +94,7 @@ func (s *JetStream) setup(ctx context.Context) error {
 func (s *JetStream) ensure(ctx context.Context, want jetstream.StreamConfig) (*jetstream.StreamInfo, error) {
 	st, err := s.js.Stream(ctx, want.Name)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		st, err = s.js.CreateStream(ctx, want)
+		st, err = s.o.Create(ctx, want)
 		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another node was faster
 			st, err = s.js.Stream(ctx, want.Name)
 		}

@@ -16,11 +16,21 @@ import (
 
 var suiteLimits = Limits{Messages: 20, Age: 2 * time.Second, Window: 2 * time.Second}
 
+// noKeys are those of a node that has none.
+var noKeys, _ = LoadKeys("", slog.New(slog.DiscardHandler))
+
+func Key(user, key, id string) string { return noKeys.Key(user, key, id) }
+
 // stores are the implementations, each of which passes the suite.
 func stores(t *testing.T) map[string]func(t *testing.T, l Limits) Store {
 	return map[string]func(*testing.T, Limits) Store{
 		"memory":    func(_ *testing.T, l Limits) Store { return NewMemory(l) },
 		"jetstream": func(t *testing.T, l Limits) Store { return newJetStream(t, startNATS(t), l) },
+		"sealed": func(t *testing.T, l Limits) Store {
+			s := newJetStream(t, startNATS(t), l)
+			s.o.Keys.cur.Store(keysOf(t, keysText("a", true, "a=A")).cur.Load())
+			return s
+		},
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/dialring/dialring/internal/certs"
 	"github.com/dialring/dialring/internal/wire"
 )
 
@@ -37,6 +38,7 @@ type Call struct {
 	Stored bool
 	Pos    uint64
 	Meta   string
+	Trace  []byte      // the span that this is part of; nil: it is not traced
 	Done   func(*Call) // must not block
 
 	sentAt time.Time // the link's own
@@ -78,6 +80,10 @@ type Link struct {
 	// Broken, if set before the first Do, is called when a connection that was up
 	// has ended without Close, or could not be made. It must not block.
 	Broken func()
+	// TLS, if set before the first Do, is shown to the node and judges it.
+	TLS *certs.Files
+	// Guard, if set before the first Do, judges what address the node's name led to.
+	Guard Guard
 
 	url   string
 	token func() string
@@ -227,6 +233,9 @@ func (l *Link) sendLocked() {
 		if c.From != "" {
 			flags |= flagFrom
 		}
+		if c.Trace != nil {
+			flags |= flagTrace
+		}
 		b = append(b, byte(c.Op), flags)
 		b = appendBytes(b, c.User)
 		b = appendBytes(b, c.Device)
@@ -240,7 +249,7 @@ func (l *Link) sendLocked() {
 		}
 		if c.Durable {
 			b = appendBytes(b, c.Key)
-			b = binary.AppendUvarint(b, uint64(c.TTL.Milliseconds()))
+			b = binary.AppendUvarint(b, uint64(c.TTL.Milliseconds())) // #nosec G115 -- no TTL is negative
 		}
 		if c.Stored {
 			b = binary.AppendUvarint(b, c.Pos)
@@ -248,6 +257,9 @@ func (l *Link) sendLocked() {
 		}
 		if c.From != "" {
 			b = appendBytes(b, c.From)
+		}
+		if c.Trace != nil {
+			b = appendBytes(b, c.Trace)
 		}
 	}
 	if n == len(l.pending) {
@@ -312,7 +324,7 @@ func (l *Link) replies(conn net.Conn, body []byte) error {
 	busy := l.last >= someCalls && l.last < manyCalls
 	for range n {
 		id := r.uvarint()
-		rep := Reply{Status: Status(r.byte()), Delivered: int(r.uvarint()), Seq: r.uvarint(), Body: r.bytes()}
+		rep := Reply{Status: Status(r.byte()), Delivered: int(r.uvarint()), Seq: r.uvarint(), Body: r.bytes()} // #nosec G115 -- a count; the link is of our cluster
 		c := l.sent[id]
 		if !r.bad && c == nil && id > 0 && id <= l.lastID {
 			continue // it came too late

@@ -34,6 +34,13 @@ const (
 	Protocol = "dialring-peer/1"
 )
 
+// Headers of a dial that a locator relays to a node's peer address: its peer token, and
+// the address of the client.
+const (
+	HeaderEdge   = "Dialring-Edge"
+	HeaderClient = "Dialring-Client"
+)
+
 // Frames on a link: 4 bytes length of what follows, 1 byte type, then
 // the ring's epoch (uvarint) and hash (4 bytes), then the type's own.
 const (
@@ -53,7 +60,7 @@ type Op byte
 const (
 	OpPush         Op = iota + 1 // Body to User's sessions, to those of Device if it is set
 	OpBroadcast                  // Body to every session
-	OpSessions                   // of User: JSON, a User
+	OpSessions                   // of User: Body may be a JSON UserQuery; JSON, a User
 	OpKick                       // end sessions of User; Body is a JSON Kick
 	OpPresence                   // Body is a JSON list of users; JSON, sessions by user
 	OpDrain                      // leave the ring and end
@@ -74,12 +81,6 @@ type Kick struct {
 	Session string `json:"session,omitempty"`
 	Code    int    `json:"code"`
 	Revoke  bool   `json:"revoke,omitempty"` // also who dials with a ticket of before
-}
-
-// User is the answer to OpSessions.
-type User struct {
-	Sessions []wire.Session `json:"sessions"`
-	Head     uint64         `json:"head"` // of the newest stored message; only the owner knows
 }
 
 // Acked asks how many sessions have acknowledged a stored message; the answer
@@ -112,6 +113,7 @@ const (
 	flagDurable   = 4  // of a call: the message is to be stored
 	flagStored    = 8  // of a call: the message was stored by the user's owner
 	flagFrom      = 16 // of a call: a user sent the message
+	flagTrace     = 32 // of a call: it is part of a span
 	flagFirst     = 1  // of replies: the next batch may come
 )
 
@@ -135,7 +137,7 @@ func appendHeader(b []byte, typ byte, ref wire.RingRef) []byte {
 
 // finish fills in the length of the frame that starts at b[0].
 func finish(b []byte) []byte {
-	binary.BigEndian.PutUint32(b, uint32(len(b)-4))
+	binary.BigEndian.PutUint32(b, uint32(len(b)-4)) // #nosec G115 -- frames are bounded far below
 	return b
 }
 

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -337,6 +338,22 @@ func TestRefusedLink(t *testing.T) {
 	}
 }
 
+// A link does not go to an address that its guard refuses: nothing is sent there, no token above all.
+func TestGuardedLink(t *testing.T) {
+	n := startNode(t, answerAll)
+	p := Pool{Token: func(string) string { t.Error("a token is made"); return "token" }, Guard: func(_, address string, _ syscall.RawConn) error {
+		return fmt.Errorf("not to %s", address)
+	}}
+	defer p.Close()
+	at := strings.Replace(n.http.URL, "127.0.0.1", "localhost", 1)
+	if c := await(t, "an end", do(p.Get("ws-1", "b1", at), "a")); !errors.Is(c.Err, ErrUnreachable) || !strings.Contains(c.Err.Error(), "not to ") {
+		t.Errorf("a guarded link: %v", c.Err)
+	}
+	if n.batches.Load() != 0 {
+		t.Error("a call arrived")
+	}
+}
+
 // What is no upgrade gets a problem, and the connection is not taken over.
 func TestUpgradeRefused(t *testing.T) {
 	s := &Server{}
@@ -348,4 +365,32 @@ func TestUpgradeRefused(t *testing.T) {
 			t.Errorf("Upgrade %q: %v", header, err)
 		}
 	}
+}
+
+// The head of a node's answer has a bound: it is read before anything is known of who sends it.
+func TestEndlessHead(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		c, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		_, err = c.Write([]byte("HTTP/1.1 101 Switching Protocols\r\nX: "))
+		for x := []byte(strings.Repeat("x", 1<<16)); err == nil; {
+			_, err = c.Write(x)
+		}
+	}()
+	l := startLink(t, "http://"+ln.Addr().String())
+	if c := await(t, "an end", do(l, "a")); !errors.Is(c.Err, ErrUnreachable) || !strings.Contains(c.Err.Error(), "more than 16384 bytes") {
+		t.Errorf("a node whose answer has no end: %v", c.Err)
+	}
+	l.Close()
+	_ = ln.Close()
+	await(t, "the end of the connection", done)
 }

@@ -3,6 +3,8 @@ package peer
 import (
 	"sync"
 	"time"
+
+	"github.com/dialring/dialring/internal/certs"
 )
 
 // Pool keeps one link to each process that is called. It may be used
@@ -13,6 +15,10 @@ type Pool struct {
 	// Broken, if set, is called when a connection to a node has broken or could
 	// not be made. It must not block.
 	Broken func(node string)
+	// TLS, if not nil, is shown to nodes and judges them.
+	TLS *certs.Files
+	// Guard, if not nil, judges what addresses the names of nodes lead to.
+	Guard Guard
 
 	mu     sync.Mutex
 	links  map[string]*pooled
@@ -44,6 +50,7 @@ func (p *Pool) Get(node, boot, url string) *Link {
 		p.retireLocked(node, l)
 	}
 	l = &pooled{NewLink(url, func() string { return p.Token(node) }), boot, url}
+	l.TLS, l.Guard = p.TLS, p.Guard
 	if p.Broken != nil {
 		l.Broken = func() { p.Broken(node) }
 	}

@@ -38,13 +38,23 @@ type In struct {
 	Stored           bool // by the owner, with Meta at Pos
 	Pos              uint64
 	Meta             []byte
+	Trace            []byte // the caller's span
+	Context          any    // the handler's own
 
 	batch *Batch
 	id    uint64
 }
 
 // Reply answers the call; exactly once, from any goroutine.
-func (in *In) Reply(r Reply) { in.batch.reply(in.id, r) }
+func (in *In) Reply(r Reply) {
+	if f := in.batch.s.server.Replied; f != nil {
+		f(in, r)
+	}
+	in.batch.reply(in.id, r)
+}
+
+// At is when the call arrived.
+func (in *In) At() time.Time { return in.batch.at }
 
 // Batch is what arrived together.
 type Batch struct {
@@ -52,7 +62,8 @@ type Batch struct {
 	Ring  wire.RingRef // the ring by which the caller chose this node
 	Calls []In
 
-	s *serving
+	s  *serving
+	at time.Time // when it arrived
 
 	mu     sync.Mutex
 	left   int
@@ -65,6 +76,9 @@ type Batch struct {
 type Server struct {
 	// Handle takes a batch. It must not block, and each call is to be replied to.
 	Handle func(*Batch)
+	// Replied, if set, is called with each call just before its reply goes out. It must
+	// not block.
+	Replied func(*In, Reply)
 	// Ring is the ring that the node goes by, which each frame of replies names.
 	Ring func() wire.RingRef
 
@@ -176,7 +190,7 @@ func (v *serving) serve(br *bufio.Reader) {
 
 func (v *serving) decode(body []byte) (*Batch, bool) {
 	r := reader{b: body}
-	b := &Batch{s: v, Ring: r.ref()}
+	b := &Batch{s: v, at: time.Now(), Ring: r.ref()}
 	n := r.uvarint()
 	if r.bad || n == 0 || n > batchCalls {
 		return nil, false
@@ -205,6 +219,9 @@ func (v *serving) decode(body []byte) (*Batch, bool) {
 		if flags&flagFrom != 0 {
 			in.From = r.bytes()
 		}
+		if flags&flagTrace != 0 {
+			in.Trace = r.bytes()
+		}
 	}
 	return b, !r.bad
 }
@@ -216,7 +233,7 @@ func (b *Batch) reply(id uint64, r Reply) {
 	}
 	b.buf = binary.AppendUvarint(b.buf, id)
 	b.buf = append(b.buf, byte(r.Status))
-	b.buf = binary.AppendUvarint(b.buf, uint64(r.Delivered))
+	b.buf = binary.AppendUvarint(b.buf, uint64(r.Delivered)) // #nosec G115 -- a count
 	b.buf = binary.AppendUvarint(b.buf, r.Seq)
 	b.buf = appendBytes(b.buf, r.Body)
 	b.n++
@@ -298,7 +315,7 @@ func (b *Batch) sendLocked() {
 		b.opened = true
 	}
 	f = append(f, flags)
-	f = binary.AppendUvarint(f, uint64(b.n))
+	f = binary.AppendUvarint(f, uint64(b.n)) // #nosec G115 -- a count
 	f = append(f, b.buf...)
 	b.buf, b.n = b.buf[:0], 0
 	b.mu.Unlock()

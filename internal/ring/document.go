@@ -26,6 +26,11 @@ const (
 	// MaxHandoffs bounds how many former rings a document names. Planned changes
 	// wait for the one before them, so there are rarely two.
 	MaxHandoffs = 8
+	// MaxEpoch is more than a cluster ever gets to; who may go beyond would use up the
+	// numbers.
+	MaxEpoch = 1 << 48
+	// MaxURL is the longest address, in bytes.
+	MaxURL = 512
 )
 
 // Node is a member of the ring. Its place depends on ID and Weight only, so a
@@ -67,12 +72,20 @@ type Flaps struct {
 
 // Change says why a document differs from the one before it.
 type Change struct {
-	Reason string   `json:"reason"` // join, leave, weight, crash, restart, update, handoff, restored; several joined by +
+	Reason string   `json:"reason"` // one of Reasons, or several joined by +
 	Nodes  []string `json:"nodes"`
 	By     string   `json:"by"` // the locator that published it
 	// Unrefused counts those of the nodes of which it was only known that they
 	// do not answer. No more than half may leave so: every locator counts.
 	Unrefused int `json:"unrefused,omitempty"`
+}
+
+// Reasons are those that a change may have.
+var Reasons = []string{"join", "leave", "weight", "crash", "restart", "update", "handoff", "restored"}
+
+// Has tells whether a reason is among the change's.
+func (c *Change) Has(reason string) bool {
+	return slices.Contains(strings.Split(c.Reason, "+"), reason)
 }
 
 // Document is the ring as it is published. Epochs rise by one.
@@ -140,8 +153,8 @@ func Decode(b []byte, cluster string) (Document, error) {
 
 // Check reports which rule the document breaks.
 func (d *Document) Check() error {
-	if d.Epoch == 0 {
-		return fmt.Errorf("ring document without an epoch")
+	if d.Epoch == 0 || d.Epoch > MaxEpoch {
+		return fmt.Errorf("ring document with epoch %d; epochs are 1 to %d", d.Epoch, uint64(MaxEpoch))
 	}
 	if len(d.Nodes) > MaxNodes {
 		return fmt.Errorf("ring document with %d nodes, at most %d are allowed", len(d.Nodes), MaxNodes)
@@ -159,6 +172,9 @@ func (d *Document) Check() error {
 			}
 			if err := checkWeight(n.ID, n.Weight); err != nil {
 				return err
+			}
+			if len(n.URL) > MaxURL || len(n.PeerURL) > MaxURL || len(n.Boot) > 64 || len(n.KID) > 64 || len(n.Key) > 64 {
+				return fmt.Errorf("ring document: an address, boot id or key of node %s is too long", n.ID)
 			}
 			if n.AcceptRate < 0 || n.GraceMS < 0 {
 				return fmt.Errorf("ring document: accept rate %d and grace %d ms of node %s cannot be", n.AcceptRate, n.GraceMS, n.ID)

@@ -42,8 +42,7 @@ func hashKey(key []byte) hashring.HashKey { return hash(key) }
 type Ring struct {
 	Document
 	circle *circle
-	byID   map[string]int    // index into Nodes
-	keys   map[string]string // of nodes, by key id
+	byID   map[string]int // index into Nodes
 	former []former
 }
 
@@ -95,12 +94,9 @@ func (r *Ring) Next(d Document) *Ring {
 		}
 		return newCircle(members)
 	}
-	next := &Ring{Document: d, circle: circleOf(d.Members()), byID: make(map[string]int, len(d.Nodes)), keys: make(map[string]string, len(d.Nodes))}
+	next := &Ring{Document: d, circle: circleOf(d.Members()), byID: make(map[string]int, len(d.Nodes))}
 	for i, n := range d.Nodes {
 		next.byID[n.ID] = i
-	}
-	for _, n := range slices.Concat(d.Nodes, d.Leaving) {
-		next.keys[n.KID] = n.Key
 	}
 	for _, h := range d.Handoffs {
 		f := former{circle: circleOf(h.Members), pending: map[string]*Node{}}
@@ -133,12 +129,18 @@ func (r *Ring) Owner(user string) (*Node, bool) {
 	return &r.Nodes[r.byID[id]], true
 }
 
+// NextOwner returns the node that would own user if its owner left; false if there is
+// none other.
+func (r *Ring) NextOwner(user string) (*Node, bool) {
+	ids, ok := r.circle.ring.GetNodes(user, 2)
+	if !ok {
+		return nil, false
+	}
+	return &r.Nodes[r.byID[ids[1]]], true
+}
+
 // Ref names the ring to others.
 func (r *Ring) Ref() wire.RingRef { return wire.RingRef{Epoch: r.Epoch, Hash: r.Hash} }
-
-// Key returns the public key of a node of this ring by its id, as the document
-// has it, or "".
-func (r *Ring) Key(kid string) string { return r.keys[kid] }
 
 // Settled tells whether every user is with its owner: no handoff is unfinished.
 func (r *Ring) Settled() bool { return len(r.former) == 0 }
@@ -221,12 +223,25 @@ type Flow struct{ From, To string }
 
 // Flows returns which part of all possible users, 0 to 1, each pair of nodes
 // hands over when next follows r. Both rings must have nodes.
-func (r *Ring) Flows(next *Ring) map[Flow]float64 {
+func (r *Ring) Flows(next *Ring) map[Flow]float64 { return flows(r.circle, next.circle) }
+
+// HandoffFlows is Flows from the ring that the i-th unfinished handoff began with.
+func (r *Ring) HandoffFlows(i int) map[Flow]float64 { return flows(r.former[i].circle, r.circle) }
+
+// Between is Flows of members alone (weights by id), of which no ring is built.
+func Between(before, after map[string]int) map[Flow]float64 {
+	if maps.Equal(before, after) {
+		return map[Flow]float64{}
+	}
+	return flows(&circle{members: before}, &circle{members: after})
+}
+
+func flows(from, to *circle) map[Flow]float64 {
 	out := map[Flow]float64{}
-	if r.circle == next.circle || len(r.Nodes) == 0 || len(next.Nodes) == 0 {
+	if from == to || len(from.members) == 0 || len(to.members) == 0 {
 		return out
 	}
-	a, b := r.circle.arcs(), next.circle.arcs()
+	a, b := from.arcs(), to.arcs()
 	// Between two neighbouring points, of either circle, the owner by each is the
 	// node of its next point. The stretch behind the last one belongs to the first.
 	last := max(a[len(a)-1].end, b[len(b)-1].end)

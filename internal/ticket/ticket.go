@@ -10,10 +10,11 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
-	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"filippo.io/edwards25519"
@@ -37,6 +38,7 @@ const (
 const (
 	kindTicket = "dr-ticket"
 	kindPeer   = "dr-peer"
+	kindEdge   = "dr-edge"
 )
 
 // Why a token is refused. What else is wrong with it wraps ErrInvalid.
@@ -64,9 +66,14 @@ func NewSigner() *Signer {
 	if err != nil {
 		panic(err) // crypto/rand does not fail
 	}
-	var id [8]byte
-	_, _ = rand.Read(id[:]) // never fails, by its documentation
-	return &Signer{KID: hex.EncodeToString(id[:]), Public: pub, key: key, scalar: secretScalar(key), nonces: make(chan nonce, storedNonces)}
+	return &Signer{KID: KID(pub), Public: pub, key: key, scalar: secretScalar(key), nonces: make(chan nonce, storedNonces)}
+}
+
+// KID is the id of a public key: 96 bits of its SHA-256, so that nobody has another key
+// under an id that is taken.
+func KID(pub ed25519.PublicKey) string {
+	sum := sha256.Sum256(pub)
+	return base64.RawURLEncoding.EncodeToString(sum[:12])
 }
 
 // Ticket is what a client's ticket says.
@@ -82,6 +89,8 @@ type Ticket struct {
 	SendTo []string
 	// Issued is when it was signed, by the reader's clock, to a second: at the latest then.
 	Issued time.Time
+	// From is the node that signed it; empty: a locator.
+	From string
 }
 
 // claims of a token, as they are read. They are written by sign.
@@ -102,6 +111,11 @@ func (s *Signer) Ticket(t Ticket, now time.Time) string {
 // Peer signs a token with which from, a locator or a node, calls node.
 func (s *Signer) Peer(from, node string, now time.Time) string {
 	return s.sign(kindPeer, Ticket{User: from, Node: node}, now)
+}
+
+// Edge signs a token for one dial of a client that a locator relays to a node.
+func (s *Signer) Edge(from, node string, now time.Time) string {
+	return s.sign(kindEdge, Ticket{User: from, Node: node}, now)
 }
 
 // sign writes a JWT (RFC 7519) by hand: every locate does it, and going through
@@ -154,11 +168,17 @@ func (s *Signer) sign(kind string, t Ticket, now time.Time) string {
 	return string(base64.RawURLEncoding.AppendEncode(b, sig))
 }
 
+// Names of processes that sign begin so.
+const (
+	FromLocator = "locator:"
+	FromNode    = "node:"
+)
+
 // Keys finds the public keys of the cluster. Key returns nil for an unknown
-// one. Skew is by how much the clock of the key's owner is ahead of this one's:
+// one, else also whose it is: FromLocator or FromNode and an id. Skew is by how much the clock of the key's owner is ahead of this one's:
 // expiry is judged by the clock that wrote it.
 type Keys interface {
-	Key(kid string) ed25519.PublicKey
+	Key(kid string) (pub ed25519.PublicKey, owner string)
 	Skew(kid string) time.Duration
 }
 
@@ -176,30 +196,72 @@ func NewVerifier(node string, keys Keys, maxUsed int) *Verifier {
 	return &Verifier{node: node, keys: keys, used: newUsed(maxUsed)}
 }
 
-// Ticket checks a client's ticket and uses it up.
+// KeyIDOf is what a token says of its key, for the log: nothing of it has been checked.
+func KeyIDOf(token string) string {
+	if len(token) > MaxBytes {
+		return ""
+	}
+	header, _, _ := strings.Cut(token, ".")
+	b, err := base64.RawURLEncoding.DecodeString(header)
+	if err != nil {
+		return ""
+	}
+	var h struct {
+		KID string `json:"kid"`
+	}
+	_ = json.Unmarshal(b, &h)
+	return h.KID
+}
+
+// Ticket checks a client's ticket and uses it up. With ErrExpired, ErrAudience, ErrUsed and
+// ErrFull its signature is good, and the user and the device are returned for the log.
 func (v *Verifier) Ticket(token string, now time.Time) (Ticket, error) {
 	if len(token) > MaxBytes {
 		return Ticket{}, fmt.Errorf("%w: longer than %d bytes", ErrInvalid, MaxBytes)
 	}
 	c, err := v.verify(kindTicket, token, now)
-	if err != nil {
+	switch {
+	case errors.Is(err, ErrInvalid), errors.Is(err, ErrUnknownKey):
 		return Ticket{}, err
+	case err != nil:
+		return Ticket{User: c.Subject, Device: c.Device}, err
 	}
 	t := Ticket{Issued: c.issued, User: c.Subject, Device: c.Device, Node: v.node, Epoch: c.Epoch, Session: c.Session, SendTo: c.SendTo}
+	if from, ok := strings.CutPrefix(c.owner, FromNode); ok {
+		t.From = from
+	}
 	if t.Session != "" {
 		t.Connected = time.UnixMilli(c.Connected)
+	} else if t.From != "" {
+		return Ticket{}, fmt.Errorf("%w: a node signs tickets for sessions that it moves, and for nobody else", ErrInvalid)
 	}
 	return t, nil
 }
 
 // Peer checks a peer token, uses it up and returns who calls.
 func (v *Verifier) Peer(token string, now time.Time) (from string, err error) {
+	return v.caller(kindPeer, token, now)
+}
+
+// Edge does that with the token of a relayed dial. Only locators relay.
+func (v *Verifier) Edge(token string, now time.Time) (from string, err error) {
+	from, err = v.caller(kindEdge, token, now)
+	if err == nil && !strings.HasPrefix(from, FromLocator) {
+		err = fmt.Errorf("%w: %s is no locator", ErrInvalid, from)
+	}
+	return from, err
+}
+
+func (v *Verifier) caller(kind, token string, now time.Time) (from string, err error) {
 	if len(token) > MaxBytes {
 		return "", fmt.Errorf("%w: longer than %d bytes", ErrInvalid, MaxBytes)
 	}
-	c, err := v.verify(kindPeer, token, now)
+	c, err := v.verify(kind, token, now)
 	if err != nil {
 		return "", err
+	}
+	if c.Subject != c.owner { // a node does not call in the name of a locator, nor of another node
+		return "", fmt.Errorf("%w: %q calls with the key of %q", ErrInvalid, c.Subject, c.owner)
 	}
 	return c.Subject, nil
 }
@@ -207,6 +269,7 @@ func (v *Verifier) Peer(token string, now time.Time) (from string, err error) {
 type verified struct {
 	claims
 	kid    string
+	owner  string
 	issued time.Time
 }
 
@@ -221,11 +284,11 @@ func (v *Verifier) verify(kind, token string, now time.Time) (verified, error) {
 			return nil, fmt.Errorf("not a %s", kind)
 		}
 		kid, _ := t.Header["kid"].(string)
-		key := v.keys.Key(kid)
+		key, owner := v.keys.Key(kid)
 		if key == nil {
 			return nil, ErrUnknownKey
 		}
-		out.kid, skew = kid, v.keys.Skew(kid)
+		out.kid, out.owner, skew = kid, owner, v.keys.Skew(kid)
 		return key, nil
 	})
 	switch {

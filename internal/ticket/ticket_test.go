@@ -21,12 +21,13 @@ import (
 type book struct {
 	keys  map[string]ed25519.PublicKey
 	skew  map[string]time.Duration
+	owner string
 	asked []string
 }
 
-func (b *book) Key(kid string) ed25519.PublicKey {
+func (b *book) Key(kid string) (ed25519.PublicKey, string) {
 	b.asked = append(b.asked, kid)
-	return b.keys[kid]
+	return b.keys[kid], b.owner
 }
 func (b *book) Skew(kid string) time.Duration { return b.skew[kid] }
 
@@ -38,7 +39,7 @@ var alice = Ticket{User: "alice", Device: "web-1", Node: "ws-1", Epoch: 42}
 func setup(t *testing.T) (*Signer, *Verifier, *book) {
 	t.Helper()
 	s := NewSigner()
-	b := &book{keys: map[string]ed25519.PublicKey{s.KID: s.Public}, skew: map[string]time.Duration{}}
+	b := &book{keys: map[string]ed25519.PublicKey{s.KID: s.Public}, skew: map[string]time.Duration{}, owner: "locator:1"}
 	return s, NewVerifier("ws-1", b, 1000), b
 }
 
@@ -76,12 +77,56 @@ func TestTicket(t *testing.T) {
 
 func TestPeer(t *testing.T) {
 	s, v, _ := setup(t)
-	token := s.Peer("loc-1", "ws-1", start)
-	if from, err := v.Peer(token, start); err != nil || from != "loc-1" {
+	token := s.Peer("locator:1", "ws-1", start)
+	if from, err := v.Peer(token, start); err != nil || from != "locator:1" {
 		t.Errorf("from %q, %v", from, err)
 	}
 	if _, err := v.Peer(token, start); !errors.Is(err, ErrUsed) {
 		t.Errorf("a second use: %v", err)
+	}
+}
+
+// Whoever has a key of a node cannot act as a locator, nor as another node: it moves
+// sessions, and calls in its own name.
+func TestOwners(t *testing.T) {
+	s, v, b := setup(t)
+	moved := alice
+	moved.Session, moved.Connected = "s1", start
+	for _, c := range []struct {
+		what, owner string
+		use         func() error
+		ok          bool
+	}{
+		{"a locator's ticket", "locator:1", func() error { _, err := v.Ticket(s.Ticket(alice, start), start); return err }, true},
+		{"a node's ticket for nobody's session", "node:ws-2", func() error { _, err := v.Ticket(s.Ticket(alice, start), start); return err }, false},
+		{"a node moves a session", "node:ws-2", func() error {
+			got, err := v.Ticket(s.Ticket(moved, start), start)
+			if got.From != "ws-2" {
+				t.Errorf("it is from %q", got.From)
+			}
+			return err
+		}, true},
+		{"a node calls", "node:ws-2", func() error { _, err := v.Peer(s.Peer("node:ws-2", "ws-1", start), start); return err }, true},
+		{"a node calls as another", "node:ws-2", func() error { _, err := v.Peer(s.Peer("node:ws-3", "ws-1", start), start); return err }, false},
+		{"a node calls as a locator", "node:ws-2", func() error { _, err := v.Peer(s.Peer("locator:1", "ws-1", start), start); return err }, false},
+		{"a locator calls as another", "locator:2", func() error { _, err := v.Peer(s.Peer("locator:1", "ws-1", start), start); return err }, false},
+		{"a locator relays", "locator:1", func() error { _, err := v.Edge(s.Edge("locator:1", "ws-1", start), start); return err }, true},
+		{"a node relays", "node:ws-2", func() error { _, err := v.Edge(s.Edge("node:ws-2", "ws-1", start), start); return err }, false},
+		{"a node relays as a locator", "node:ws-2", func() error { _, err := v.Edge(s.Edge("locator:1", "ws-1", start), start); return err }, false},
+		{"a key of nobody", "", func() error { _, err := v.Peer(s.Peer("locator:1", "ws-1", start), start); return err }, false},
+	} {
+		b.owner = c.owner
+		if err := c.use(); (err == nil) != c.ok || err != nil && !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s: %v", c.what, err)
+		}
+	}
+}
+
+// Another key never has the id of a key.
+func TestKID(t *testing.T) {
+	s := NewSigner()
+	if KID(s.Public) != s.KID || len(s.KID) != 16 || KID(NewSigner().Public) == s.KID {
+		t.Errorf("%q", s.KID)
 	}
 }
 
@@ -119,8 +164,8 @@ func TestOnceConcurrently(t *testing.T) {
 // frozen is a Keys without a memory of who asked.
 type frozen struct{ s *Signer }
 
-func (f frozen) Key(string) ed25519.PublicKey { return f.s.Public }
-func (frozen) Skew(string) time.Duration      { return 0 }
+func (f frozen) Key(string) (ed25519.PublicKey, string) { return f.s.Public, "locator:1" }
+func (frozen) Skew(string) time.Duration                { return 0 }
 
 // Expiry is judged by the clock of the signer.
 func TestExpiry(t *testing.T) {
@@ -294,7 +339,7 @@ func TestTextExp(t *testing.T) {
 // One kind never passes for the other, though one key signs both.
 func TestKinds(t *testing.T) {
 	s, v, _ := setup(t)
-	peer := s.Peer("alice", "ws-1", start)
+	peer := s.Peer("locator:1", "ws-1", start)
 	if _, err := v.Ticket(peer, start); !errors.Is(err, ErrInvalid) {
 		t.Errorf("a peer token as a ticket: %v", err)
 	}
@@ -304,7 +349,7 @@ func TestKinds(t *testing.T) {
 	if _, err := v.Peer(peer, start); err != nil {
 		t.Errorf("the refused try used the token up: %v", err)
 	}
-	other := s.Peer("loc-1", "ws-2", start)
+	other := s.Peer("locator:1", "ws-2", start)
 	if _, err := v.Peer(other, start); !errors.Is(err, ErrAudience) {
 		t.Errorf("a peer token for another node: %v", err)
 	}

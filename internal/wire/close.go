@@ -8,6 +8,11 @@ const (
 	CloseNormal    = 1000
 	CloseGoingAway = 1001
 
+	// What is not RFC 6455 ends with its codes.
+	CloseBroken  = 1002
+	CloseNoText  = 1007
+	CloseTooLong = 1009
+
 	CloseUnauthorized    = 4001
 	CloseKicked          = 4002
 	CloseReplaced        = 4003
@@ -27,6 +32,10 @@ const (
 )
 
 var closeText = map[int]string{
+	CloseBroken:  "broken frame",
+	CloseNoText:  "invalid UTF-8",
+	CloseTooLong: "frame too long",
+
 	CloseUnauthorized:    "unauthorized",
 	CloseKicked:          "kicked",
 	CloseReplaced:        "replaced by the same device",

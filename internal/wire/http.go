@@ -1,6 +1,10 @@
 package wire
 
-import "time"
+import (
+	"fmt"
+	"strconv"
+	"time"
+)
 
 // Subprotocol and the prefix of the one that carries a ticket.
 const (
@@ -90,7 +94,8 @@ type RingNode struct {
 	State      string  `json:"state"`
 	Sessions   int     `json:"sessions"`
 	Share      float64 `json:"share"`
-	LastSeenMS int64   `json:"last_seen_ms"` // since its last heartbeat came here; -1: none came yet
+	PushRate   float64 `json:"pushes_per_second,omitempty"` // to its users, over the last seconds
+	LastSeenMS int64   `json:"last_seen_ms"`                // since its last heartbeat came here; -1: none came yet
 }
 
 // States of a node in the ring.
@@ -132,10 +137,23 @@ type PlanRequest struct {
 	Remove []string   `json:"remove"`
 }
 
-// PlanNode is a node to be added; a weight of 0 is 1.
+// PlanNode is a node to be added, with a weight of 1 if none is given.
 type PlanNode struct {
-	ID     string `json:"id"`
-	Weight int    `json:"weight"`
+	ID     string     `json:"id"`
+	Weight PlanWeight `json:"weight,omitzero"`
+}
+
+// PlanWeight is a weight that may be missing, which is 0 here, but is neither 0 nor null
+// where it is given.
+type PlanWeight int
+
+func (w *PlanWeight) UnmarshalJSON(b []byte) error {
+	n, err := strconv.Atoi(string(b))
+	if err != nil || n < 1 {
+		return fmt.Errorf("the weight %.40s is no whole number from 1; leave it out for 1", b)
+	}
+	*w = PlanWeight(n)
+	return nil
 }
 
 // PlanResponse is what would move: a part of all possible users, 0 to 1, and of
@@ -163,6 +181,8 @@ type UserResponse struct {
 	Online   bool      `json:"online"`
 	Sessions []Session `json:"sessions"`
 	Head     uint64    `json:"head"`
+	// HeadUnknown: the store is away; Head is the last that was known, or 0.
+	HeadUnknown bool `json:"head_unknown,omitempty"`
 }
 
 // Session is one connection of a user, as services see it.

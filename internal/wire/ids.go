@@ -137,9 +137,19 @@ func HalfEscapes(b []byte) bool {
 // text that it was read from.
 func BrokenID(id string, halves bool) bool { return halves && strings.ContainsRune(id, utf8.RuneError) }
 
+// rawPath is the path of a parsed URL as it came. url.URL.EscapedPath would encode it
+// anew if it has a byte that should have been encoded, such as one of é or a quote, and
+// make a / of each %2F in it.
+func rawPath(u *url.URL) string {
+	if u.RawPath != "" {
+		return u.RawPath
+	}
+	return u.EscapedPath()
+}
+
 // PathIDs returns the parts of a path behind prefix, each decoded once.
 func PathIDs(u *url.URL, prefix string) ([]string, error) {
-	raw, ok := strings.CutPrefix(u.EscapedPath(), prefix)
+	raw, ok := strings.CutPrefix(rawPath(u), prefix)
 	if !ok {
 		return nil, errors.New("the path cannot be read")
 	}
@@ -157,8 +167,7 @@ func PathIDs(u *url.URL, prefix string) ([]string, error) {
 // stands behind prefix, up to suffix. It is decoded exactly once, so that
 // a%2Fb and a%252Fb are two users; an unencoded slash is no part of an id.
 func PathUser(u *url.URL, prefix, suffix string) (string, error) {
-	raw := u.EscapedPath()
-	raw, ok := strings.CutPrefix(raw, prefix)
+	raw, ok := strings.CutPrefix(rawPath(u), prefix)
 	if ok {
 		raw, ok = strings.CutSuffix(raw, suffix)
 	}

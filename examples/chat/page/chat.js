@@ -1,4 +1,4 @@
-import { Dialring } from "./dialring.js";
+import { Client } from "./dialring.js";
 
 const $ = id => document.getElementById(id);
 
@@ -29,13 +29,20 @@ async function login(name) {
   return res.json();
 }
 
-function start(name) {
+// start runs the client; it ends when the server says not to come back.
+async function start(name, { locator, token }) {
   $("login").hidden = true;
   $("chat").hidden = false;
   let node = "";
-  const chat = new Dialring({
+  const chat = new Client({
+    locators: locator,
     device: sessionStorage.device ||= "page-" + crypto.randomUUID(), // this tab's
-    login: () => login(name),
+    since: "0", // the page begins empty: all that is kept
+    async token() {
+      const first = token;
+      token = null;
+      return first ?? (await login(name)).token; // the next one, when this is too old
+    },
     onMessage(m) {
       const text = typeof m.data?.text === "string" ? m.data.text : JSON.stringify(m.data);
       if (m.from !== undefined) { // from a user; the node says so. Whatever the data says of its sender does not count.
@@ -46,12 +53,16 @@ function start(name) {
         add("room", m.data.from + ":", text);
       }
     },
-    onState(s) {
-      $("state").textContent = s.node ? name + " is on " + s.node : s.code ? "The server ended the session for good: " + s.code : "Not connected: " + s.why;
-      $("drain").hidden = !s.node;
-      $("drain").textContent = "Drain " + s.node;
-      if (s.node && node && node !== s.node) add("event", "", "you moved from " + node + " to " + s.node);
-      if (s.node) node = s.node;
+    onEvent(e) {
+      if (e.state === "connected") {
+        $("state").textContent = name + " is on " + e.node;
+        $("drain").textContent = "Drain " + e.node;
+        if (node && node !== e.node) add("event", "", "you moved from " + node + " to " + e.node);
+        node = e.node;
+      } else if (e.state !== "moving") {
+        $("state").textContent = e.error ? "Not connected: " + e.error.message : "Connecting …";
+      }
+      $("drain").hidden = e.state !== "connected" && e.state !== "moving";
     },
   });
   $("say").onsubmit = async e => {
@@ -59,23 +70,28 @@ function start(name) {
     const to = $("to").value.trim(), text = $("text").value;
     $("text").value = "";
     try {
-      await chat.send({ text }, to);
+      if (to) await chat.send(to, { text });
+      else await chat.request({ text });
       if (to) { met(to); add("alone", "you to " + to + ":", text); } // from the room it comes back
     } catch (err) {
       add("event", "", "not sent: " + text + " (" + err.message + ")");
     }
   };
   $("drain").onclick = async () => { $("note").textContent = await (await post("drain", { node })).text(); };
-  chat.run();
+  try {
+    await chat.run();
+  } catch (err) {
+    $("state").textContent = err.message;
+  }
 }
 
 $("login").onsubmit = async e => {
   e.preventDefault();
   const name = $("name").value.trim();
   try {
-    await login(name); // says what is wrong with a name
+    const first = await login(name); // says what is wrong with a name
     $("note").textContent = "";
-    start(name);
+    start(name, first);
   } catch (err) {
     $("note").textContent = err.message;
   }

@@ -21,9 +21,8 @@ func main() {
 			if err != nil {
 				return err
 			}
-			if os.Getenv("GOGC") == "" {
-				go tuneGC(ctx)
-			}
+			config.KeepMemory(n.MemoryLimit())
+			go config.TuneGC(ctx)
 			return n.Run(ctx)
 		}))
 }
