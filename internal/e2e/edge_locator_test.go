@@ -43,6 +43,13 @@ func startLocatorEdge(t *testing.T) *locatorEdge {
 		c.nodes = append(c.nodes, c.node(t, i))
 	}
 	c.other.waitMembers(t, "ws-1", "ws-2", "ws-3")
+	for i := range c.nodes { // this locator may get the ring later than the other
+		path := fmt.Sprintf("/n/ws-%d/healthz", i+1)
+		eventually(t, "the locator relays to "+path, func() bool {
+			status, _ := c.get(t, path, "")
+			return status == 200
+		})
+	}
 	return c
 }
 
@@ -50,7 +57,7 @@ func startLocatorEdge(t *testing.T) *locatorEdge {
 // is lost and nothing comes twice.
 func TestLocatorEdge(t *testing.T) {
 	c := startLocatorEdge(t)
-	load := startLoad(t, loadConfig{Locators: []*locatorProc{c.other}, Edge: c.edge, Users: 40, Devices: 2, Rate: steady(100), Durable: true})
+	load := startLoad(t, loadConfig{Locators: []*locatorProc{c.other}, Edge: c.edge, Users: 40, Devices: 2, Rate: 100, Durable: true})
 	load.pushed(t, 800) // for eight seconds at least: no time that a handshake has ends a session
 	if n := scrapeValue(t, c.edgeLocator.admin, "dialring_edge_sessions"); n < 80 {
 		t.Errorf("%v sessions go through the locator, at least 80 should", n)
