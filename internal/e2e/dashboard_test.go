@@ -64,8 +64,9 @@ func TestDashboard(t *testing.T) {
 		nodes[id] = startNode(t, id, l.nats, "DIALRING_ACCEPT_RATE=5") // a drain takes some seconds, to be watched
 	}
 	l.waitMembers(t, "ws-1", "ws-2", "ws-3")
-	const users, rate = 60, 60
-	load := startLoad(t, loadConfig{Locators: []*locatorProc{l}, Users: users, Devices: 2, Rate: rate})
+	const users = 60
+	load := startLoad(t, loadConfig{Locators: []*locatorProc{l}, Users: users, Devices: 2, Rate: 60})
+	rate := load.cfg.Rate
 
 	p := chrome.Open(t, "http://"+l.admin+"/", 1440, 1000)
 	p.Await(`document.getElementById("live").textContent === "live"`)
@@ -76,7 +77,7 @@ func TestDashboard(t *testing.T) {
 	for _, n := range l.ring(t).Nodes {
 		sum += n.PushRate
 	}
-	if sum < rate/2 || sum > rate*3/2 {
+	if want := float64(rate); sum < want/2 || sum > want*3/2 {
 		t.Errorf("GET /v1/ring says %.1f pushes a second, sent are %d", sum, rate)
 	}
 	for id := range nodes {

@@ -255,7 +255,7 @@ func TestEdge(t *testing.T) {
 	for name, proxy := range edges {
 		t.Run(name, func(t *testing.T) {
 			c := startEdgeCluster(t, proxy)
-			load := startLoad(t, loadConfig{Locators: c.locators, Edge: c.edge, Users: 40, Devices: 2, Rate: steady(100), Durable: true})
+			load := startLoad(t, loadConfig{Locators: c.locators, Edge: c.edge, Users: 40, Devices: 2, Rate: 100, Durable: true})
 			load.pushed(t, 200)
 			if c.reload != nil {
 				c.reload()

@@ -36,14 +36,7 @@ func (l *load) arrived(t *testing.T) {
 
 func durableLoad(t *testing.T, locators ...*locatorProc) *load {
 	t.Helper()
-	return startLoad(t, loadConfig{Locators: locators, Users: 60, Devices: 2, Rate: steady(200), Durable: true})
-}
-
-// pushed waits until so many more pushes were answered.
-func (l *load) pushed(t *testing.T, n int) {
-	t.Helper()
-	from := l.answered()
-	eventually(t, fmt.Sprintf("%d more pushes are answered", n), func() bool { return l.answered() >= from+n })
+	return startLoad(t, loadConfig{Locators: locators, Users: 60, Devices: 2, Rate: 200, Durable: true})
 }
 
 // Nodes join, drain, and are killed, one while users move to it.

@@ -256,12 +256,7 @@ func TestJSSDK(t *testing.T) {
 	pushing, stop := context.WithCancel(context.Background())
 	load.stopPushing = stop
 	load.pushing.Go(func() { load.generate(pushing) })
-	more := func() { // pushes that begin from now on
-		t.Helper()
-		n := load.answered() + 100
-		eventually(t, "pushes go on", func() bool { return load.answered() >= n })
-	}
-	more()
+	load.pushed(t, 100)
 
 	// A drain: nobody is without a connection.
 	seen := map[*jsClient]int{}
@@ -273,7 +268,7 @@ func TestJSSDK(t *testing.T) {
 	for _, c := range front {
 		eventually(t, c.user+" has moved", func() bool { return c.on() == "ws-2" })
 	}
-	more()
+	load.pushed(t, 100)
 	for _, c := range clients {
 		var want []string
 		if slices.Contains(front, c) {
@@ -289,7 +284,7 @@ func TestJSSDK(t *testing.T) {
 	for _, c := range front {
 		eventually(t, c.user+" is connected elsewhere", func() bool { n := c.on(); return n != "" && n != "ws-2" })
 	}
-	more()
+	load.pushed(t, 100)
 
 	// The network is away: the pages are told so, and find the node silent. Then it is
 	// back.
@@ -307,7 +302,7 @@ func TestJSSDK(t *testing.T) {
 	for _, g := range gates {
 		g.set(true)
 	}
-	more()
+	load.pushed(t, 100)
 	for _, c := range pages {
 		if c.on() != "" {
 			t.Errorf("%s is connected without a network", c.user)
@@ -315,7 +310,7 @@ func TestJSSDK(t *testing.T) {
 		c.page.Offline(false)
 	}
 	connected()
-	more()
+	load.pushed(t, 100)
 
 	stop()
 	load.pushing.Wait()

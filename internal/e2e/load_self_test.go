@@ -20,8 +20,7 @@ func TestLoad(t *testing.T) {
 		startNode(t, fmt.Sprintf("ws-%d", i), locator.nats)
 	}
 	locator.waitMembers(t, "ws-1", "ws-2", "ws-3")
-	cfg := loadConfig{Locators: []*locatorProc{locator}, Users: 100, Devices: 2, Rate: 200}
-	l := startLoad(t, cfg)
+	l := startLoad(t, loadConfig{Locators: []*locatorProc{locator}, Users: 100, Devices: 2, Rate: 200})
 	l.ordered = true // by one link to each node, and nothing moves
 	at := map[string]int{}
 	for _, u := range l.users {
@@ -34,13 +33,13 @@ func TestLoad(t *testing.T) {
 	if len(at) != 3 {
 		t.Errorf("users by node: %v", at)
 	}
-	eventually(t, "two seconds' pushes are answered", func() bool { return l.answered() >= 2*cfg.Rate })
+	eventually(t, "two seconds' pushes are answered", func() bool { return l.answered() >= 2*l.cfg.Rate })
 	r := l.stop(t)
 	t.Logf("sent at most %s late\n%s", l.lag(), r)
 	if r.bad() || r.accepted != r.pushes {
 		t.Error("not everything came")
 	}
-	if want := 2 * r.pushes; r.pushes < 2*cfg.Rate || r.deliveries != want || len(r.latency) != want {
+	if want := 2 * r.pushes; r.pushes < 2*l.cfg.Rate || r.deliveries != want || len(r.latency) != want {
 		t.Errorf("%d deliveries, %d latencies, want %d", r.deliveries, len(r.latency), want)
 	}
 	if n := l.disconnects(); len(n) != 0 || l.moves() != 0 {

@@ -25,7 +25,7 @@ type loadConfig struct {
 	Edge     *edge // if not nil, everything goes through it
 	Users    int
 	Devices  int // of each user
-	Rate     int // pushes a second; 0: none
+	Rate     int // pushes a second (steady); 0: none
 	Durable  bool
 }
 
@@ -73,17 +73,25 @@ const (
 	settled = 200 * time.Millisecond
 )
 
-// steady is a rate that two cores can keep up for as long as a test takes: with the race
-// detector, which makes a push cost several times as much, a third of it. Pushes that wait
-// for a processor would else be all that a test sees.
-func steady(rate int) int {
+// steady is what of a rate, or of a number of pushes, two cores can keep up for as long as
+// a test takes: with the race detector, which makes a push cost several times as much, a
+// third of it. Pushes that wait for a processor would else be all that a test sees.
+func steady(n int) int {
 	if raceFlag != "" {
-		return rate / 3
+		return (n + 2) / 3
 	}
-	return rate
+	return n
+}
+
+// pushed waits until so many more pushes were answered (steady).
+func (l *load) pushed(t *testing.T, n int) {
+	t.Helper()
+	from := l.answered()
+	eventually(t, fmt.Sprintf("%d more pushes are answered", steady(n)), func() bool { return l.answered() >= from+steady(n) })
 }
 
 func newLoad(cfg loadConfig) *load {
+	cfg.Rate = steady(cfg.Rate)
 	l := &load{checker: newChecker(), cfg: cfg, stopPushing: func() {}, endWires: func() {}, changed: make(chan struct{}), byID: map[handlerID]*device{},
 		http: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64, IdleConnTimeout: 90 * time.Second, DisableCompression: true}}}
 	l.ordered = cfg.Durable

@@ -154,7 +154,7 @@ func moveManyChanges(t *testing.T, durable bool) {
 	}
 	l.waitMembers(t, "a", "b")
 	l.settled(t)
-	load := startLoad(t, loadConfig{Locators: []*locatorProc{l}, Users: 150, Devices: 2, Rate: steady(250), Durable: durable})
+	load := startLoad(t, loadConfig{Locators: []*locatorProc{l}, Users: 150, Devices: 2, Rate: 250, Durable: durable})
 	nodes["c"] = startNode(t, "c", l.nats)
 	l.waitMembers(t, "a", "b", "c")
 	l.drainByAPI(t, "a") // at once, in the middle of the join

@@ -107,7 +107,7 @@ func moveCrashUnderLoad(t *testing.T, durable bool) {
 			nodes := map[string]*nodeProc{"a": startNode(t, "a", l.nats), "b": startNode(t, "b", l.nats)}
 			l.waitMembers(t, "a", "b")
 			l.settled(t)
-			load := startLoad(t, loadConfig{Locators: []*locatorProc{l}, Users: 200, Devices: 2, Rate: steady(300), Durable: durable})
+			load := startLoad(t, loadConfig{Locators: []*locatorProc{l}, Users: 200, Devices: 2, Rate: 300, Durable: durable})
 			nodes["c"] = startNode(t, "c", l.nats, "DIALRING_ACCEPT_RATE=20")
 			eventually(t, "some have moved", func() bool { return load.moves() >= 20 })
 			before, during := ring.Of(equal("a", "b")), ring.Of(equal("a", "b", "c"))

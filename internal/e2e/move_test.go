@@ -69,7 +69,7 @@ func moveJoin(t *testing.T, durable bool) {
 		startNode(t, fmt.Sprintf("ws-%d", i), l.nats)
 	}
 	l.waitMembers(t, "ws-1", "ws-2", "ws-3")
-	load := startLoad(t, loadConfig{Locators: []*locatorProc{l}, Users: 300, Devices: 2, Rate: steady(500), Durable: durable})
+	load := startLoad(t, loadConfig{Locators: []*locatorProc{l}, Users: 300, Devices: 2, Rate: 500, Durable: durable})
 	before := ownersOf(t, l, load.users)
 	startNode(t, "ws-4", l.nats)
 	l.waitMembers(t, "ws-1", "ws-2", "ws-3", "ws-4")
@@ -114,7 +114,7 @@ func moveRollingRestart(t *testing.T, durable bool) {
 		nodes = append(nodes, startNode(t, fmt.Sprintf("ws-%d", i), l.nats))
 	}
 	l.waitMembers(t, "ws-1", "ws-2", "ws-3")
-	load := startLoad(t, loadConfig{Locators: []*locatorProc{l}, Users: 300, Devices: 2, Rate: steady(500), Durable: durable})
+	load := startLoad(t, loadConfig{Locators: []*locatorProc{l}, Users: 300, Devices: 2, Rate: 500, Durable: durable})
 	for i, n := range nodes {
 		if i == 1 {
 			if status, b := call(t, "POST", "http://"+l.addr+"/v1/nodes/"+n.id+"/drain", ""); status != 202 {
@@ -177,7 +177,7 @@ func TestMoveCrash(t *testing.T) {
 		nodes[id] = startNode(t, id, l.nats)
 	}
 	l.waitMembers(t, "ws-1", "ws-2", "ws-3")
-	load := startLoad(t, loadConfig{Locators: []*locatorProc{l}, Users: 300, Devices: 1, Rate: steady(500)})
+	load := startLoad(t, loadConfig{Locators: []*locatorProc{l}, Users: 300, Devices: 1, Rate: 500})
 	before := ownersOf(t, l, load.users)
 	theirs := slices.DeleteFunc(slices.Clone(load.users), func(u string) bool { return before[u] != "ws-2" })
 	killed := load.now()

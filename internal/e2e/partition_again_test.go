@@ -42,7 +42,7 @@ func TestPartitionLoadNodeWithoutNATS(t *testing.T) {
 func loadNodeWithoutNATS(t *testing.T, durable bool) {
 	p := newPartition(t, 1, nodesAB...)
 	l, a := p.locs[0], p.nodes["a"]
-	load := startLoad(t, loadConfig{Locators: p.locs, Users: 100, Devices: 1, Rate: steady(200), Durable: durable})
+	load := startLoad(t, loadConfig{Locators: p.locs, Users: 100, Devices: 1, Rate: 200, Durable: durable})
 	p.cut(p.nats, p.at["a"])
 	a.event(t, "nats_down")
 	p.node(t, "c")
