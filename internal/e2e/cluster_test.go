@@ -253,6 +253,7 @@ func TestNATSAway(t *testing.T) {
 // Three NATS servers, several locators: one NATS server and one locator die.
 func TestNATSClusterAndLocators(t *testing.T) {
 	heavy(t)
+	t.Parallel() // it waits most of the time
 	url, nats, _ := natsCluster(t)
 	l1, l2, l3 := startLocator(t, "DIALRING_NATS_URL="+url), startLocator(t, "DIALRING_NATS_URL="+url), startLocator(t, "DIALRING_NATS_URL="+url)
 	for _, id := range []string{"a", "b", "c"} {
@@ -285,6 +286,7 @@ func TestNATSClusterAndLocators(t *testing.T) {
 // SIGTERM: a node leaves the ring, tells its clients, and ends with 0. Then the
 // locator does.
 func TestTerminate(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	l := startLocator(t)
 	a := startNode(t, "a", l.nats, "DIALRING_MOVE_DEADLINE=1s")
 	startNode(t, "b", l.nats)

@@ -56,6 +56,7 @@ func startLocatorEdge(t *testing.T) *locatorEdge {
 // Clients behind a locator, while a node drains, comes back, and one is killed: nothing
 // is lost and nothing comes twice.
 func TestLocatorEdge(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	c := startLocatorEdge(t)
 	load := startLoad(t, loadConfig{Locators: []*locatorProc{c.other}, Edge: c.edge, Users: 40, Devices: 2, Rate: 100, Durable: true})
 	load.pushed(t, 800) // for eight seconds at least: no time that a handshake has ends a session
@@ -344,6 +345,7 @@ func TestLocatorEdgeSmuggling(t *testing.T) {
 // A node that hangs costs its client some seconds; a client that leaves is no evidence
 // against a node.
 func TestLocatorEdgeHangs(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	c := startLocatorEdge(t)
 	dials := func(result string) float64 {
 		return scrapeValue(t, c.edgeLocator.admin, `dialring_edge_dials_total{result="`+result+`"}`)

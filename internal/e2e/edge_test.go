@@ -252,6 +252,7 @@ var edges = map[string]func(*testing.T, edgeSite) *edge{"nginx": nginxEdge, "cad
 // killed, and then a locator: nothing is lost and nothing comes twice. No ticket, token or key is logged.
 func TestEdge(t *testing.T) {
 	heavy(t)
+	t.Parallel() // it waits most of the time
 	for name, proxy := range edges {
 		t.Run(name, func(t *testing.T) {
 			c := startEdgeCluster(t, proxy)

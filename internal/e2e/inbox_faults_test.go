@@ -65,6 +65,7 @@ func TestInboxMoves(t *testing.T) {
 
 // A locator is killed in the middle of pushes; its services go to the other one.
 func TestInboxLocatorKilled(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	port := freePort(t)
 	startNATS(t, port, t.TempDir())
 	natsURL := fmt.Sprintf("nats://127.0.0.1:%d", port)
@@ -81,6 +82,7 @@ func TestInboxLocatorKilled(t *testing.T) {
 // The embedded NATS is killed with its locator, and comes back: nothing that was
 // accepted is lost, and sessions stay.
 func TestInboxEmbeddedNATSKilled(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	again := restartable(t, t.TempDir())
 	l := again()
 	nodesOf(t, l, l.nats)

@@ -143,6 +143,7 @@ func TestMoveJoinerDrains(t *testing.T) {
 // who was at the node that died may notice.
 func TestMoveManyChanges(t *testing.T) {
 	heavy(t)
+	t.Parallel() // it waits most of the time
 	bothKinds(t, moveManyChanges)
 }
 

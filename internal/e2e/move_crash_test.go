@@ -98,7 +98,10 @@ func TestMoveCrashOfFormerOwner(t *testing.T) {
 
 // Under load a node joins slowly, and it, or a former owner, is killed then:
 // only pushes to users of that node may be lost, while it was missed.
-func TestMoveCrashUnderLoad(t *testing.T) { bothKinds(t, moveCrashUnderLoad) }
+func TestMoveCrashUnderLoad(t *testing.T) {
+	t.Parallel() // it waits most of the time
+	bothKinds(t, moveCrashUnderLoad)
+}
 
 func moveCrashUnderLoad(t *testing.T, durable bool) {
 	for _, kill := range []string{"c", "a"} {

@@ -45,6 +45,7 @@ func (l *locatorProc) drainByAPI(t *testing.T, node string) {
 // A node drains, by a signal or by the API, and its clients ignore what they are
 // told: not ready at once, serving until its time is over, and then gone.
 func TestMoveDrainTimeout(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	for _, how := range []string{"SIGTERM", "API"} {
 		t.Run(how, func(t *testing.T) {
 			l := startLocator(t)

@@ -188,6 +188,7 @@ func natsWork(t *testing.T, addrs []string, env ...string) {
 }
 
 func TestNATSPermissions(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	addr := startNATSConf(t)
 	natsWork(t, []string{addr}, "DIALRING_INBOX_PARTITIONS=8")
 
@@ -283,6 +284,7 @@ func TestNATSPermissionsEnd(t *testing.T) {
 // Three servers by cluster.conf.
 func TestNATSClusterConf(t *testing.T) {
 	heavy(t)
+	t.Parallel() // it waits most of the time
 	var ports, clusterPorts []int
 	var routes, addrs []string
 	for range 3 {

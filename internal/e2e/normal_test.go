@@ -106,17 +106,6 @@ func normalNodeEnv(nats, addr, peer string) []string {
 	return env
 }
 
-// freeAddress is ip with a port that was free a moment ago.
-func freeAddress(t *testing.T, ip string) string {
-	t.Helper()
-	l, err := net.Listen("tcp", ip+":0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 // refusal is how a dial ended that was not let in; the zero value: it was.
 type refusal struct {
 	status int

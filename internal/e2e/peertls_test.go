@@ -65,6 +65,7 @@ func callerTLS(t *testing.T, ca *certtest.CA, l certtest.Leaf, roots ...[]byte) 
 // the embedded NATS. Nothing is lost while a node drains, and one is killed. All that is
 // strange is refused before anything of it is looked at.
 func TestPeerTLS(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	ca := certtest.New(t, "cluster")
 	host := ownAddress(t)
 	_, env := peerTLS(t, ca, certtest.Leaf{Names: []string{"127.0.0.1", host}})
@@ -230,6 +231,7 @@ func TestPeerTLSNames(t *testing.T) {
 // The certificates and then the CA of a cluster are changed while it works: no push fails, no
 // client has to connect again, and in the end who has the old CA's certificate is a stranger.
 func TestPeerTLSRotation(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	old, next := certtest.New(t, "old"), certtest.New(t, "new")
 	dirs, envs := make([]string, 3), make([][]string, 3)
 	for i := range dirs {

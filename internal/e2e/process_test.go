@@ -7,14 +7,17 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -193,9 +196,9 @@ func startLocator(t *testing.T, env ...string) *locatorProc {
 
 func startLocatorTapped(t *testing.T, tap func([]byte), env ...string) *locatorProc {
 	t.Helper()
-	base := []string{"DIALRING_DEV=true", "DIALRING_LOG_FORMAT=json", "DIALRING_LISTEN=127.0.0.1:0", "DIALRING_ADMIN_LISTEN=127.0.0.1:0"}
+	base := []string{"DIALRING_DEV=true", "DIALRING_LOG_FORMAT=json", "DIALRING_LISTEN=" + freeAddress(t, "127.0.0.1"), "DIALRING_ADMIN_LISTEN=127.0.0.1:0"}
 	if !strings.Contains(strings.Join(env, " "), "DIALRING_NATS_URL") {
-		base = append(base, "DIALRING_NATS_LISTEN=127.0.0.1:0", "DIALRING_DATA_DIR="+t.TempDir())
+		base = append(base, "DIALRING_NATS_LISTEN="+freeAddress(t, "127.0.0.1"), "DIALRING_DATA_DIR="+t.TempDir())
 	}
 	l := &locatorProc{process: startTapped(t, tap, "locator", filepath.Join(bin, "locator"), append(base, env...))}
 	m := l.event(t, "listening")
@@ -213,7 +216,7 @@ type nodeProc struct {
 
 func startNode(t *testing.T, id, nats string, env ...string) *nodeProc {
 	t.Helper()
-	return startNodeAt(t, id, nats, "127.0.0.1:0", "127.0.0.1:0", env...)
+	return startNodeAt(t, id, nats, freeAddress(t, "127.0.0.1"), freeAddress(t, "127.0.0.1"), env...)
 }
 
 func startNodeAt(t *testing.T, id, nats, addr, peer string, env ...string) *nodeProc {
@@ -231,15 +234,40 @@ func startNodeTapped(t *testing.T, tap func([]byte), id, nats, addr, peer string
 	return n
 }
 
-// freePort returns a port that was free a moment ago.
+// nextPort is where freeAddress looks next: below those that the kernel gives to
+// connections and to listeners that ask for any, which would take a port between its
+// choice here and its use by a program, or while a program that has it ends and comes back.
+var nextPort atomic.Int32
+
+const firstPort, lastPort = 10000, 32000
+
+// freeAddress is ip with a port that nobody listens at, and that nobody else is given.
+func freeAddress(t *testing.T, ip string) string {
+	t.Helper()
+	nextPort.CompareAndSwap(0, int32(firstPort+rand.IntN(lastPort-firstPort))) // other packages' tests run beside these
+	for range lastPort - firstPort {
+		addr := net.JoinHostPort(ip, strconv.Itoa(firstPort+int(nextPort.Add(1)-firstPort)%(lastPort-firstPort)))
+		if l, err := net.Listen("tcp", addr); err == nil {
+			l.Close()
+			return addr
+		}
+	}
+	t.Fatal("no port is free")
+	return ""
+}
+
+// freePort is one of loopback.
 func freePort(t *testing.T) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	_, port, err := net.SplitHostPort(freeAddress(t, "127.0.0.1"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 func waitTCP(t *testing.T, addr string) {

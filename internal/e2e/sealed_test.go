@@ -76,6 +76,7 @@ func found(t *testing.T, dir, text string) (out []string) {
 // in the data of NATS, nor does who sent it, or a service's key. A node without a key says
 // so, and what it cannot open waits until it has the key.
 func TestSealedPayloads(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	dir := filepath.Join(t.TempDir(), "data")
 	again := restartable(t, dir)
 	l := again()

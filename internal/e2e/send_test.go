@@ -191,6 +191,7 @@ func TestSendFrames(t *testing.T) {
 // The sender's node is killed, and the receiver's, while messages are sent: what was
 // accepted arrives, in order, once.
 func TestSendAcrossCrashes(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	l, nodes := threeNodes(t)
 	users := usersOf(t, l, nodes)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)

@@ -202,6 +202,7 @@ func TestPushStreamAtTheEndOfALocator(t *testing.T) {
 
 // A service that does not take its results is not read any more; it loses nothing.
 func TestPushStreamBackPressure(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	l := startLocator(t)
 	startNode(t, "ws-1", l.nats)
 	l.waitMembers(t, "ws-1")

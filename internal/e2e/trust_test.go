@@ -42,6 +42,7 @@ func newClusterKeys(t *testing.T) (clusterKey string, nodeKey func(nodes string)
 // Somebody has the NATS password of a node, in a cluster with cluster keys, and does what
 // that lets him: nobody goes by his ring, he is no locator, and no node loses its place.
 func TestTrust(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	addr := startNATSConf(t)
 	clusterKey, key := newClusterKeys(t)
 	locatorURL, nodeURL := natsURLOf("locator", addr), natsURLOf("node", addr)

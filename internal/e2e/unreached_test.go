@@ -35,6 +35,7 @@ func TestNATSNeverReached(t *testing.T) {
 
 // While the store is away nobody claims that a user has no messages.
 func TestHeadUnknown(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	dir := t.TempDir()
 	port := freePort(t)
 	stop := startNATS(t, port, dir)
