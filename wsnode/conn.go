@@ -4,8 +4,10 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -30,9 +32,14 @@ type lingering struct {
 	net.Conn
 	raw    syscall.RawConn // nil where there is none: TLS
 	closed atomic.Bool
+
+	mu sync.Mutex // held while frames are written, but for the close frame
 	// partial: the beginning of a frame was written and its rest waits.
 	// Nothing else may be written then.
-	partial atomic.Bool
+	partial bool
+	// over: the close frame is written, and nothing may be behind it. The session
+	// hears of that later: gws writes one by itself when the client's bytes end.
+	over bool
 }
 
 func newLingering(c net.Conn) *lingering {
@@ -45,9 +52,18 @@ func newLingering(c net.Conn) *lingering {
 
 var errPartial = errors.New("a frame is half written")
 
-// Write is gws's.
+// errOver is of a frame that came behind the close frame: nothing is wrong with the
+// connection, which ends in good order.
+var errOver = fmt.Errorf("nothing is written behind the close frame: %w", gws.ErrConnClosed)
+
+// Write is gws's, of its answer to the handshake and of the close frame. It may wait for
+// the peer, and does so without mu: the session must not wait with it.
 func (c *lingering) Write(b []byte) (int, error) {
-	if c.partial.Load() {
+	c.mu.Lock()
+	partial := c.partial
+	c.over = len(b) > 0 && b[0] == 0x80|byte(gws.OpcodeCloseConnection)
+	c.mu.Unlock()
+	if partial {
 		return 0, errPartial
 	}
 	return c.Conn.Write(b)
@@ -56,9 +72,14 @@ func (c *lingering) Write(b []byte) (int, error) {
 // writeAll writes the rest of a frame that writeNow began, and what follows. It
 // waits for the peer, up to the write deadline.
 func (c *lingering) writeAll(bufs net.Buffers) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.over {
+		return errOver
+	}
 	_, err := bufs.WriteTo(c.Conn)
 	if err == nil {
-		c.partial.Store(false)
+		c.partial = false
 	}
 	return err
 }

@@ -126,7 +126,7 @@ func (s *session) send(o outgoing) {
 			if o.push != nil {
 				o.push.wrote(err == nil)
 			}
-			if err != nil {
+			if err != nil && !errors.Is(err, errOver) {
 				s.net.abort() // the reader cleans up
 			}
 			return

@@ -8,6 +8,11 @@ import "syscall"
 // not wait for more. n < len(b) without an error: the rest must be written
 // before anything else.
 func (c *lingering) writeNow(b []byte) (n int, err error) {
+	c.mu.Lock() // nobody holds it for long: while writeAll waits for the peer, the session queues
+	defer c.mu.Unlock()
+	if c.over {
+		return 0, errOver
+	}
 	if c.raw == nil {
 		return 0, nil
 	}
@@ -29,7 +34,7 @@ func (c *lingering) writeNow(b []byte) (n int, err error) {
 		return 0, werr
 	}
 	if n > 0 && n < len(b) {
-		c.partial.Store(true)
+		c.partial = true
 	}
 	return n, nil
 }
