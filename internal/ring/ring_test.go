@@ -39,7 +39,7 @@ func peak(r *Ring, n int) float64 {
 }
 
 func TestBalance(t *testing.T) {
-	const ids = 1_000_000
+	const ids = 1_000_000 / smaller
 	for _, c := range []struct {
 		nodes int
 		limit float64
@@ -77,7 +77,7 @@ func TestBalanceOfRandomNames(t *testing.T) {
 func TestEleventhNode(t *testing.T) {
 	before, after := New(doc(equal(10)...)), New(doc(equal(11)...))
 	moved := 0
-	const ids = 1_000_000
+	const ids = 1_000_000 / smaller
 	for i := range ids {
 		u := fmt.Sprintf("user-%d", i)
 		if before.Moved(after, u) {

@@ -1,0 +1,6 @@
+//go:build !race
+
+package ring
+
+// smaller divides the numbers of users of tests.
+const smaller = 1
