@@ -40,6 +40,7 @@ func adminCall(t *testing.T, method, address, body string, headers ...string) (i
 
 // Both programs, as they are started: who gets at what of their admin listeners.
 func TestAdminListeners(t *testing.T) {
+	t.Parallel()
 	const key = "an admin key of the tests"
 	bearer := []string{"Authorization", "Bearer " + key}
 	service := []string{"Authorization", "Bearer dev"} // the API key of services
@@ -98,6 +99,7 @@ func TestAdminListeners(t *testing.T) {
 // What happened to a user is told by the node that has it and by those that had it: a
 // session that connects, is told to move, arrives, and is kicked.
 func TestUserHistory(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	startNode(t, "a", l.nats)
 	l.waitMembers(t, "a")

@@ -11,6 +11,7 @@ import (
 // A device that is new goes on from now, each time, until it acknowledges something; the
 // place where it began counts.
 func TestNewDeviceAnchors(t *testing.T) {
+	t.Parallel()
 	l, _ := threeNodes(t)
 	for name, before := range map[string]int{"nobody's first": 0, "behind others": 3} {
 		user := "u-" + name
@@ -58,6 +59,7 @@ func TestNewDeviceAnchors(t *testing.T) {
 
 // An app that dies with its first message gets that message again, from the SDK.
 func TestFirstMessageFails(t *testing.T) {
+	t.Parallel()
 	l, _ := threeNodes(t)
 	run := func(handle func(m client.Message, end func())) (done chan error) {
 		t.Helper()

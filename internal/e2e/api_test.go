@@ -60,6 +60,7 @@ const (
 func inprocNested(n int) string { return strings.Repeat("[", n) + strings.Repeat("]", n) }
 
 func TestInprocLocate(t *testing.T) {
+	t.Parallel()
 	c := inprocStart(t, locator.Config{AllowedOrigins: []string{"https://app.example.com"}}, wsnode.Config{})
 	const at = "/v1/locate?user=alice"
 	pad := func(n int) string { return `{"device":"` + strings.Repeat(" ", n-13) + `"}` }
@@ -207,6 +208,7 @@ func TestInprocLocate(t *testing.T) {
 // What a user sends with a good token: a locate goes by the token, whatever the query and the
 // body say, and each body is bounded.
 func TestLocateRequests(t *testing.T) {
+	t.Parallel()
 	const ours = "https://app.example.com"
 	c := processes(t, locator.Config{AllowedOrigins: []string{ours}}, wsnode.Config{})
 	const at = "/v1/locate"
@@ -262,6 +264,7 @@ func TestLocateRequests(t *testing.T) {
 }
 
 func TestAPIKeys(t *testing.T) {
+	t.Parallel()
 	file := filepath.Join(t.TempDir(), "keys.json")
 	keys := func(keyScope ...string) string {
 		var all []string
@@ -319,6 +322,7 @@ func TestAPIKeys(t *testing.T) {
 }
 
 func TestRing(t *testing.T) {
+	t.Parallel()
 	c := processes(t, locator.Config{}, wsnode.Config{}, wsnode.Config{Weight: 3})
 	w := c.connect(c.userOf("ws-2"), "web")
 	var r wire.RingResponse

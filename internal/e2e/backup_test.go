@@ -9,6 +9,7 @@ import (
 // locator was stopped. After it was put back the users have what they had then; a client that
 // had more is told so by gap.
 func TestBackupRestored(t *testing.T) {
+	t.Parallel()
 	dir, backup := t.TempDir()+"/data", t.TempDir()+"/data"
 	again := restartable(t, dir)
 	l := again()

@@ -49,6 +49,7 @@ func ended(t *testing.T, p *process) loadSummary {
 // The load generator sees a node killed while it pushes: its sessions come back, and every
 // stored push that was accepted has come, once.
 func TestCLILoadNodeKilled(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	nodes := map[string]*nodeProc{}
 	for i := 1; i <= 3; i++ {
@@ -88,6 +89,7 @@ func TestCLILoadNodeKilled(t *testing.T) {
 
 // A node is drained under load, with the program itself: nobody reconnects, nothing is lost.
 func TestCLILoadNodeDrained(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	var last *nodeProc
 	for i := 1; i <= 3; i++ {

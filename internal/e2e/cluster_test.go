@@ -20,6 +20,7 @@ import (
 // The main job, with everything in a process of its own: one locator with its
 // embedded NATS, three nodes, a client of the SDK and one written by hand.
 func TestMainJob(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	for i := 1; i <= 3; i++ {
 		startNode(t, fmt.Sprintf("ws-%d", i), l.nats)
@@ -80,6 +81,7 @@ func TestMainJob(t *testing.T) {
 // A node is killed: whoever notices has it out of the ring, its clients find
 // their new owners, and pushes in between reach them there.
 func TestNodeKilled(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	nodes := map[string]*nodeProc{}
 	for _, id := range []string{"ws-1", "ws-2", "ws-3"} {
@@ -120,6 +122,7 @@ func TestNodeKilled(t *testing.T) {
 
 // Nobody asks for the dead node: missed heartbeats and a failed probe do it.
 func TestNodeKilledSilently(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	a := startNode(t, "a", l.nats)
 	startNode(t, "b", l.nats)
@@ -133,6 +136,7 @@ func TestNodeKilledSilently(t *testing.T) {
 
 // A client that cannot reach its node says so to the locator: evidence.
 func TestFailedHint(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	a := startNode(t, "a", l.nats)
 	startNode(t, "b", l.nats)
@@ -213,6 +217,7 @@ func TestHeartbeatsStop(t *testing.T) {
 // NATS is killed: locating and ephemeral pushes go on. It comes back: all
 // resynchronise, and a node that waited joins.
 func TestNATSAway(t *testing.T) {
+	t.Parallel()
 	port, dir := freePort(t), t.TempDir()
 	nats := startNATS(t, port, dir)
 	url := fmt.Sprintf("nats://127.0.0.1:%d", port)
@@ -253,7 +258,7 @@ func TestNATSAway(t *testing.T) {
 // Three NATS servers, several locators: one NATS server and one locator die.
 func TestNATSClusterAndLocators(t *testing.T) {
 	heavy(t)
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	url, nats, _ := natsCluster(t)
 	l1, l2, l3 := startLocator(t, "DIALRING_NATS_URL="+url), startLocator(t, "DIALRING_NATS_URL="+url), startLocator(t, "DIALRING_NATS_URL="+url)
 	for _, id := range []string{"a", "b", "c"} {
@@ -286,7 +291,7 @@ func TestNATSClusterAndLocators(t *testing.T) {
 // SIGTERM: a node leaves the ring, tells its clients, and ends with 0. Then the
 // locator does.
 func TestTerminate(t *testing.T) {
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	l := startLocator(t)
 	a := startNode(t, "a", l.nats, "DIALRING_MOVE_DEADLINE=1s")
 	startNode(t, "b", l.nats)
@@ -310,6 +315,7 @@ func TestTerminate(t *testing.T) {
 }
 
 func TestSettings(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		program string
 		args    []string

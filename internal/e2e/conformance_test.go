@@ -243,6 +243,7 @@ func conformClosing() (out []conform) {
 }
 
 func TestConformance(t *testing.T) {
+	t.Parallel()
 	c := processes(t, locator.Config{}, wsnode.Config{})
 	bystander := c.connect("bystander", "web")
 	for _, subject := range []struct {

@@ -15,6 +15,7 @@ import (
 )
 
 func TestInprocPayload(t *testing.T) {
+	t.Parallel()
 	c := inprocStart(t, locator.Config{}, wsnode.Config{})
 	w := c.connect("alice", "web")
 	for _, body := range []string{
@@ -64,6 +65,7 @@ func TestInprocPayload(t *testing.T) {
 }
 
 func TestInprocDelivered(t *testing.T) {
+	t.Parallel()
 	c := inprocStart(t, locator.Config{}, wsnode.Config{}, wsnode.Config{}, wsnode.Config{})
 	if r := c.push("nobody", `1`, ""); r.Delivered != 0 {
 		t.Errorf("delivered %d to nobody", r.Delivered)
@@ -107,6 +109,7 @@ func TestInprocDelivered(t *testing.T) {
 }
 
 func TestInprocReplaced(t *testing.T) {
+	t.Parallel()
 	c := inprocStart(t, locator.Config{}, wsnode.Config{MaxSessionsPerUser: 2})
 	old := c.connect("alice", "web")
 	young := c.connect("alice", "web")
@@ -129,6 +132,7 @@ func TestInprocReplaced(t *testing.T) {
 }
 
 func TestInprocDeviceAllowed(t *testing.T) {
+	t.Parallel()
 	c := inprocStart(t, locator.Config{}, wsnode.Config{DevicePolicy: "allow"})
 	one, two := c.connect("alice", "web"), c.connect("alice", "web")
 	if r := c.push("alice", `1`, "&device=web"); r.Delivered != 2 {
@@ -139,6 +143,7 @@ func TestInprocDeviceAllowed(t *testing.T) {
 }
 
 func TestInprocPingTimeout(t *testing.T) {
+	t.Parallel()
 	c := inprocStart(t, locator.Config{}, wsnode.Config{PingInterval: time.Second})
 	silent, awake := c.connect("alice", "silent"), c.connect("alice", "awake")
 	if ms := silent.welcome.PingIntervalMS; ms != 1000 {
@@ -161,6 +166,7 @@ func TestInprocPingTimeout(t *testing.T) {
 
 // TestNeverReads has a client that never reads.
 func TestNeverReads(t *testing.T) {
+	t.Parallel()
 	c := processes(t, locator.Config{}, wsnode.Config{SessionQueueBytes: 256 << 10})
 	n := c.nodes[0]
 	slow := c.connect("slow", "web")

@@ -303,6 +303,7 @@ func TestCrowdNewestRefused(t *testing.T) {
 
 // A second connection of a device, by each policy.
 func TestDevicePolicy(t *testing.T) {
+	t.Parallel()
 	for _, policy := range []string{"replace", "allow", "reject"} {
 		t.Run(policy, func(t *testing.T) {
 			l := startLocator(t)
@@ -386,6 +387,7 @@ func TestDevicePolicy(t *testing.T) {
 // Two connections of one device follow each other many times: each ends the one before,
 // and what the node does for the end of those takes nothing from the last.
 func TestDeviceReplacedAgain(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	n := startNode(t, "ws-1", l.nats)
 	l.waitMembers(t, "ws-1")
@@ -405,6 +407,7 @@ func TestDeviceReplacedAgain(t *testing.T) {
 // By the policy it is replaced there (with 4201 for its old connection: it may be its own
 // client, whose dial failed), goes on beside the login, or has the login refused.
 func TestDevicePolicyWhileMoving(t *testing.T) {
+	t.Parallel()
 	for _, policy := range []string{"replace", "allow", "reject"} {
 		t.Run(policy, func(t *testing.T) {
 			l := startLocator(t)
@@ -479,6 +482,7 @@ func TestDevicePolicyWhileMoving(t *testing.T) {
 // Two clients of the SDK run as one device: the second ends the first for good, and they
 // do not drive each other out by turns.
 func TestDeviceOfTwoClients(t *testing.T) {
+	t.Parallel()
 	l, _ := threeNodes(t)
 	first := pickUp(t, "alice", "d", l)
 	eventually(t, "the first is connected", first.connected)
@@ -506,6 +510,7 @@ func TestDeviceOfTwoClients(t *testing.T) {
 // The same many times at once, while their node drains: of each two clients one is
 // stopped, with 4003, and the other stays.
 func TestDeviceOfTwoClientsMoves(t *testing.T) {
+	t.Parallel()
 	l, nodes := threeNodes(t)
 	var pairs [][2]*handset
 	for i := 0; len(pairs) < 20; i++ {

@@ -56,7 +56,8 @@ func startLocatorEdge(t *testing.T) *locatorEdge {
 // Clients behind a locator, while a node drains, comes back, and one is killed: nothing
 // is lost and nothing comes twice.
 func TestLocatorEdge(t *testing.T) {
-	t.Parallel() // it waits most of the time
+	heavy(t)
+	t.Parallel()
 	c := startLocatorEdge(t)
 	load := startLoad(t, loadConfig{Locators: []*locatorProc{c.other}, Edge: c.edge, Users: 40, Devices: 2, Rate: 100, Durable: true})
 	load.pushed(t, 800) // for eight seconds at least: no time that a handshake has ends a session
@@ -98,6 +99,7 @@ func scrapeValue(t *testing.T, admin, name string) float64 {
 
 // What goes through a locator: nodes of the ring, their paths for clients, and nothing else.
 func TestLocatorEdgePaths(t *testing.T) {
+	t.Parallel()
 	c := startLocatorEdge(t)
 	problem := func(what string, status int, body string, want int, code wire.Code) {
 		t.Helper()
@@ -174,6 +176,7 @@ func TestLocatorEdgePaths(t *testing.T) {
 
 // The node knows the client's own address, whatever the client says it is.
 func TestLocatorEdgeAddress(t *testing.T) {
+	t.Parallel()
 	c := startLocatorEdge(t)
 	loc := c.other.locate(t, "alice", `{"device":"d"}`)
 	config := c.tls.Clone()
@@ -210,6 +213,7 @@ func TestLocatorEdgeAddress(t *testing.T) {
 
 // A certificate is renewed without a restart; files that do not fit change nothing.
 func TestCertificateRenewed(t *testing.T) {
+	t.Parallel()
 	e := newEdge(t, "tls")
 	files := []string{"DIALRING_TLS_CERT_FILE=" + filepath.Join(e.dir, "tls.crt"), "DIALRING_TLS_KEY_FILE=" + filepath.Join(e.dir, "tls.key")}
 	env := []string{"SSL_CERT_FILE=" + e.ca}
@@ -286,6 +290,7 @@ func TestCertificateRenewed(t *testing.T) {
 // One request of a client's gets to a node, and nothing behind it: neither with it, nor after
 // it was refused, whatever it asks to upgrade to.
 func TestLocatorEdgeSmuggling(t *testing.T) {
+	t.Parallel()
 	c := startLocatorEdge(t)
 	config := c.tls.Clone()
 	config.ServerName = "localhost"
@@ -345,7 +350,7 @@ func TestLocatorEdgeSmuggling(t *testing.T) {
 // A node that hangs costs its client some seconds; a client that leaves is no evidence
 // against a node.
 func TestLocatorEdgeHangs(t *testing.T) {
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	c := startLocatorEdge(t)
 	dials := func(result string) float64 {
 		return scrapeValue(t, c.edgeLocator.admin, `dialring_edge_dials_total{result="`+result+`"}`)

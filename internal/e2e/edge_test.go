@@ -252,7 +252,7 @@ var edges = map[string]func(*testing.T, edgeSite) *edge{"nginx": nginxEdge, "cad
 // killed, and then a locator: nothing is lost and nothing comes twice. No ticket, token or key is logged.
 func TestEdge(t *testing.T) {
 	heavy(t)
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	for name, proxy := range edges {
 		t.Run(name, func(t *testing.T) {
 			c := startEdgeCluster(t, proxy)
@@ -300,6 +300,7 @@ func TestEdge(t *testing.T) {
 
 // What an edge lets through, and what not.
 func TestEdgePaths(t *testing.T) {
+	t.Parallel()
 	for name, proxy := range edges {
 		t.Run(name, func(t *testing.T) {
 			c := startEdgeCluster(t, proxy)
@@ -359,6 +360,7 @@ func TestEdgePaths(t *testing.T) {
 // nginx in front limits addresses before the programs do, and keeps services of
 // other networks out.
 func TestEdgeLimits(t *testing.T) {
+	t.Parallel()
 	c := startEdgeCluster(t, nginxEdge)
 	transport := &http.Transport{TLSClientConfig: c.tls}
 	defer transport.CloseIdleConnections()
@@ -413,6 +415,7 @@ func TestEdgeLimits(t *testing.T) {
 
 // A stream of pushes goes on in both directions: its results come while it is open.
 func TestEdgeStream(t *testing.T) {
+	t.Parallel()
 	for name, proxy := range edges {
 		t.Run(name, func(t *testing.T) {
 			c := startEdgeCluster(t, proxy)

@@ -57,6 +57,7 @@ func (p *proxyOfEnvironment) environment() (env []string) {
 // goes between the programs of a cluster never goes there: probes of both addresses, calls
 // from locators to nodes and between nodes, relayed dials.
 func TestProxyOfEnvironment(t *testing.T) {
+	t.Parallel()
 	public, key, _ := inprocEd25519()
 	set := inprocJWKS(t, inprocOKP("one", public))
 	const appSecret = "0123456789abcdef0123456789abcdef"

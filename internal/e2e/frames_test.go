@@ -12,6 +12,7 @@ import (
 )
 
 func TestInprocWelcome(t *testing.T) {
+	t.Parallel()
 	c := inprocStart(t, locator.Config{}, wsnode.Config{MaxMessageBytes: 12345})
 	w := c.connect("alice", "web-1")
 	var fields map[string]json.RawMessage
@@ -47,6 +48,7 @@ func inprocText(s string) []byte { return inprocFrame(0x81, []byte(s)) }
 // TestFrames has what a client may send on one connection, and what comes
 // of it.
 func TestFrames(t *testing.T) {
+	t.Parallel()
 	c := processes(t, locator.Config{}, wsnode.Config{})
 	for name, f := range map[string]struct {
 		send []byte
@@ -112,6 +114,7 @@ func TestFrames(t *testing.T) {
 // the connection with its codes; what breaks RFC 6455 is in conformance_test.go. A
 // second client on the same node must not notice.
 func TestStrangeFrames(t *testing.T) {
+	t.Parallel()
 	c := processes(t, locator.Config{}, wsnode.Config{})
 	bystander := c.connect("bystander", "web")
 	deep := func(open, shut string, n int) string {

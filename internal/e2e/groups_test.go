@@ -28,6 +28,7 @@ func (l *locatorProc) api(t *testing.T, method, path, body string, want int, out
 // Members come and go; a push reaches those who are members when it is made, each as a
 // message of its own, on all nodes.
 func TestGroups(t *testing.T) {
+	t.Parallel()
 	l, nodes := threeNodes(t)
 	users := usersOf(t, l, nodes)
 	var ears []*ear
@@ -102,6 +103,7 @@ func TestGroups(t *testing.T) {
 // A member is moved while the group is pushed to: nothing is lost, and nothing comes
 // twice.
 func TestGroupWithMovingMember(t *testing.T) {
+	t.Parallel()
 	l, nodes := threeNodes(t)
 	users := usersOf(t, l, nodes)
 	var ends []*talker

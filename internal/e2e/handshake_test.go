@@ -86,6 +86,7 @@ func inprocRefused(t *testing.T, a inprocAnswer, conn *inprocConn, status int) {
 // TestHandshake has the handshake of RFC 6455, section 4, to the letter of HTTP, on a
 // node outside development mode.
 func TestHandshake(t *testing.T) {
+	t.Parallel()
 	c := processes(t, locator.Config{}, wsnode.Config{})
 	bad := wire.CodeInvalidRequest
 	c.handshakes([]inprocHandshake{
@@ -245,6 +246,7 @@ const halfCode = -1
 // A client need not wait for the answer before it sends frames. What it sent is
 // handled behind welcome, or, if the dial is refused, by nobody.
 func TestEarlyFrames(t *testing.T) {
+	t.Parallel()
 	c := processes(t, locator.Config{}, wsnode.Config{})
 	long := `{"type":"ping","ref":1}` + strings.Repeat(" ", 10_000)
 	for name, x := range map[string]conform{
@@ -286,6 +288,7 @@ func inprocMethod(m string) func(*inprocDial, string) {
 }
 
 func TestHandshakeOrigins(t *testing.T) {
+	t.Parallel()
 	const ours = "https://app.example.com"
 	c := processes(t, locator.Config{}, wsnode.Config{AllowedOrigins: []string{ours, "https://b.example.com:8443"}})
 	var table []inprocHandshake
@@ -321,6 +324,7 @@ func inprocToken(t *testing.T, method jwt.SigningMethod, key any, header, claims
 }
 
 func TestTicketsRefused(t *testing.T) {
+	t.Parallel()
 	c := processes(t, locator.Config{}, wsnode.Config{}, wsnode.Config{})
 	s, stranger := c.signer(), ticket.NewSigner()
 	const node = "ws-1"

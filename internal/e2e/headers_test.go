@@ -41,6 +41,7 @@ func headersOf(t *testing.T, addr, method, path string, headers ...string) *http
 // Every route of every listener, well and badly asked: nothing is kept or guessed, no banner, no page
 // of another origin reads or frames it, and the cookie is for its own site and for no script.
 func TestResponseHeaders(t *testing.T) {
+	t.Parallel()
 	const key = "an admin key of the tests"
 	c := startNormalWith(t, []string{"DIALRING_EDGE=true", "DIALRING_ADMIN_KEY=" + key, "DIALRING_ALLOWED_ORIGINS=https://app.example.com"}, 1, "DIALRING_ADMIN_KEY="+key)
 	l, n := c.l, c.nodes[0]

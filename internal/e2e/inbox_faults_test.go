@@ -65,7 +65,7 @@ func TestInboxMoves(t *testing.T) {
 
 // A locator is killed in the middle of pushes; its services go to the other one.
 func TestInboxLocatorKilled(t *testing.T) {
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	port := freePort(t)
 	startNATS(t, port, t.TempDir())
 	natsURL := fmt.Sprintf("nats://127.0.0.1:%d", port)
@@ -82,7 +82,7 @@ func TestInboxLocatorKilled(t *testing.T) {
 // The embedded NATS is killed with its locator, and comes back: nothing that was
 // accepted is lost, and sessions stay.
 func TestInboxEmbeddedNATSKilled(t *testing.T) {
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	again := restartable(t, t.TempDir())
 	l := again()
 	nodesOf(t, l, l.nats)
@@ -146,6 +146,7 @@ func TestInboxNATSCluster(t *testing.T) {
 // The store is made anew while clients are connected: they are told of the gap,
 // and go on with the new log.
 func TestInboxStoreMadeAnew(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	again := restartable(t, dir)
 	l := again()
@@ -203,6 +204,7 @@ func TestInboxStoreMadeAnew(t *testing.T) {
 // A client that does not read costs its queue, is closed, and gets everything when
 // it comes back.
 func TestInboxSlowClient(t *testing.T) {
+	t.Parallel()
 	l, _ := threeNodes(t, "DIALRING_SESSION_QUEUE_BYTES=131072")
 	stuck := dialSince(t, l, "alice", "stuck", "")
 	good := listen(t, "alice", l)
@@ -231,6 +233,7 @@ func TestInboxSlowClient(t *testing.T) {
 // A push of a service that never hears the answer is repeated with its key, by
 // another service process too, and is one message in the end.
 func TestInboxRepeatsAreOne(t *testing.T) {
+	t.Parallel()
 	l, nodes := threeNodes(t)
 	var wg sync.WaitGroup
 	for p := range 4 {
@@ -284,6 +287,7 @@ func TestInboxRepeatsAreOne(t *testing.T) {
 // The owner is killed when its append is under way and NATS has not taken it yet:
 // NATS takes it then, nobody hears of it, and the push is repeated. It is one message.
 func TestInboxOwnerKilledInAppend(t *testing.T) {
+	t.Parallel()
 	port := freePort(t)
 	natsURL := fmt.Sprintf("nats://127.0.0.1:%d", port)
 	nats := startNATS(t, port, t.TempDir())
@@ -327,6 +331,7 @@ func TestInboxOwnerKilledInAppend(t *testing.T) {
 
 // A repeat whose first message the limit has taken meanwhile is still known to be one.
 func TestInboxKeyOfTrimmed(t *testing.T) {
+	t.Parallel()
 	l, _ := threeNodes(t, "DIALRING_INBOX_MAX_MESSAGES=1")
 	if status, r, _ := l.store(t, "alice", "1", "", "k"); status != 200 || r.Duplicate {
 		t.Fatalf("%d %+v", status, r)

@@ -14,6 +14,7 @@ import (
 // What is pushed is kept for who is away, and each device gets it in order from
 // where it was.
 func TestInbox(t *testing.T) {
+	t.Parallel()
 	l, _ := threeNodes(t)
 	for i := 1; i <= 3; i++ {
 		if r := l.keep(t, "alice", fmt.Sprint(i)); r.Seq != uint64(i) || r.Delivered != 0 {
@@ -81,6 +82,7 @@ func TestInbox(t *testing.T) {
 // A cursor of another user's log is none of this one: the client is told of a gap, and gets
 // what is its own.
 func TestInboxCursorOfAnother(t *testing.T) {
+	t.Parallel()
 	l := startNormal(t, 3).l
 	var alices []wire.Message
 	alice := dialSince(t, l, "alice", "d", "")
@@ -101,6 +103,7 @@ func TestInboxCursorOfAnother(t *testing.T) {
 
 // A repeat within the window answers like the first, and nothing is delivered twice.
 func TestInboxIdempotency(t *testing.T) {
+	t.Parallel()
 	l := startNormal(t, 3, "DIALRING_IDEMPOTENCY_WINDOW=3s").l
 	b := dialSince(t, l, "alice", "d", "")
 	status, first, _ := l.store(t, "alice", `{"n":1}`, "", "order-1")
@@ -159,6 +162,7 @@ func TestInboxIdempotency(t *testing.T) {
 
 // wait=ack tells the truth: that a session has acknowledged, or that none did.
 func TestInboxWaitAck(t *testing.T) {
+	t.Parallel()
 	l, _ := threeNodes(t)
 	mute := dialSince(t, l, "mute", "d", "")
 	if status, r, _ := l.store(t, "mute", "1", "?wait=ack&timeout_ms=300", ""); status != 200 || r.Acked != 0 || r.Delivered != 1 {
@@ -224,6 +228,7 @@ func TestInboxWaitAck(t *testing.T) {
 
 // A message whose own time is over does not come any more, and that is said.
 func TestInboxTTL(t *testing.T) {
+	t.Parallel()
 	l, _ := threeNodes(t)
 	l.keep(t, "alice", "1")
 	for i := 2; i <= 3; i++ {
@@ -261,6 +266,7 @@ func TestInboxTTL(t *testing.T) {
 
 // More than is kept for a user: who was away too long is told of the gap.
 func TestInboxLimit(t *testing.T) {
+	t.Parallel()
 	l, _ := threeNodes(t, "DIALRING_INBOX_MAX_MESSAGES=5")
 	b := dialSince(t, l, "alice", "d", "")
 	var cursors []string
@@ -304,6 +310,7 @@ func TestInboxLimit(t *testing.T) {
 // resume replays on the connection that is open; pushes that come meanwhile follow
 // in their order.
 func TestInboxResume(t *testing.T) {
+	t.Parallel()
 	l, _ := threeNodes(t)
 	b := dialSince(t, l, "alice", "d", "")
 	var first wire.Message
@@ -370,6 +377,7 @@ func TestInboxResume(t *testing.T) {
 // Users whose ids differ only in what NATS or a path could take for something else
 // have each a log of their own.
 func TestInboxIDs(t *testing.T) {
+	t.Parallel()
 	l := startNormal(t, 3).l
 	ids := []string{"*", ">", "a.b", "a b", "a/b", "a%2Fb", "é", "日本", "..", "a.*", strings.Repeat("u", 128)}
 	for i, id := range ids {

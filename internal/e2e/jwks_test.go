@@ -60,6 +60,7 @@ func inprocOKP(kid string, public ed25519.PublicKey) map[string]any {
 }
 
 func TestTokenJWKS(t *testing.T) {
+	t.Parallel()
 	public, key, _ := inprocEd25519()
 	nextPublic, next, _ := inprocEd25519()
 	_, stranger, _ := inprocEd25519()
@@ -141,6 +142,7 @@ func TestTokenJWKS(t *testing.T) {
 // TestTokenJWKSFar: a key server that takes its time, as one elsewhere
 // does. Tokens with a new key wait for it, or are good soon; others do not wait.
 func TestTokenJWKSFar(t *testing.T) {
+	t.Parallel()
 	public, key, _ := inprocEd25519()
 	nextPublic, next, _ := inprocEd25519()
 	keys := inprocServeKeys(t, inprocOKP("one", public))
@@ -156,6 +158,7 @@ func TestTokenJWKSFar(t *testing.T) {
 
 // TestTokenJWKSAway: without the key server what is known stays good.
 func TestTokenJWKSAway(t *testing.T) {
+	t.Parallel()
 	public, key, _ := inprocEd25519()
 	good := inprocToken(t, jwt.SigningMethodEdDSA, key, map[string]any{"kid": "one"}, inprocClaims(nil))
 	unknown := inprocToken(t, jwt.SigningMethodEdDSA, key, map[string]any{"kid": "two"}, inprocClaims(nil))
@@ -210,6 +213,7 @@ func TestTokenJWKSAway(t *testing.T) {
 // key, signs with it, and takes the old one away. Nobody is refused, although the key
 // server takes its time and many come with the new key before it is known.
 func TestTokenRotation(t *testing.T) {
+	t.Parallel()
 	public, old, _ := inprocEd25519()
 	nextPublic, next, _ := inprocEd25519()
 	keys := inprocServeKeys(t, inprocOKP("one", public))

@@ -223,7 +223,7 @@ func (x *leaks) user(node string) string {
 // No secret shows anywhere: everything is done with canaries, well and badly, and then everything
 // that the processes show is searched for them.
 func TestNoLeaks(t *testing.T) {
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	x := startLeaks(t)
 	x.proof(answers, "leak-", `"code":"unauthorized"`, `"code":"too_large"`, `"code":"misdirected"`, "Www-Authenticate")
 	for i, l := range []*locatorProc{x.a, x.b} {

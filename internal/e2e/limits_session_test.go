@@ -225,7 +225,7 @@ func TestLimitNodeQueue(t *testing.T) {
 // are go on, and when it holds less dials are accepted.
 func TestLimitMemory(t *testing.T) {
 	const limit = 72 << 20
-	c := startNormal(t, 1, fmt.Sprint("DIALRING_MEMORY_LIMIT=", limit), "DIALRING_SESSION_QUEUE_BYTES=8388608", "DIALRING_NODE_QUEUE_BYTES=1073741824",
+	c := startNormal(t, 1, fmt.Sprint("DIALRING_MEMORY_LIMIT=", limit), "DIALRING_SESSION_QUEUE_BYTES=67108864", "DIALRING_NODE_QUEUE_BYTES=1073741824",
 		"DIALRING_RATE_PER_ADDRESS=-1", "DIALRING_RATE_PER_USER=-1")
 	l, n := c.l, c.nodes[0]
 	if got := n.metric(t, "dialring_memory_limit_bytes"); got != limit {

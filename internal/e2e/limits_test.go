@@ -103,6 +103,7 @@ func TestRate(t *testing.T) {
 }
 
 func TestInprocDraining(t *testing.T) {
+	t.Parallel()
 	c := inprocStart(t, locator.Config{}, wsnode.Config{}, wsnode.Config{})
 	n := c.nodes[0]
 	user := c.userOf(n.id)

@@ -24,6 +24,7 @@ import (
 // of the log, or turn them around: each line stays one JSON object, with nothing in it that a
 // terminal obeys.
 func TestLogInjection(t *testing.T) {
+	t.Parallel()
 	const (
 		evil = "forged\n{\"level\":\"ERROR\",\"event\":\"forged\"}\r\x1b[2J\x9b\u0085\u202e\u2028\x7fend"
 		// What an id, or a header, may have in it.

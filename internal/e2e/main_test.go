@@ -1,10 +1,13 @@
 package e2e
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -12,6 +15,14 @@ import (
 
 // bin is where TestMain builds the programs.
 var bin string
+
+// atOnce tests run at a time, or more on a larger machine. A test waits most of the time,
+// for processes that start, a ring that changes, a pace that is kept: alone, one takes a
+// third of two cores (with the race detector two thirds, and then as many tests run as there
+// are cores). Tests without t.Parallel run before them, one by one: they judge how long
+// something takes or how much comes, load both cores by themselves, or see all processes of
+// the machine.
+const atOnce = 3
 
 func TestMain(m *testing.M) {
 	if role := roles[os.Getenv(roleEnv)]; role != nil {
@@ -39,6 +50,10 @@ func run(m *testing.M) int {
 			fmt.Fprintf(os.Stderr, "build %s: %v\n%s", pkg, err, out)
 			return 1
 		}
+	}
+	flag.Parse()
+	if n := flag.Lookup("test.parallel"); raceFlag == "" && n.Value.String() == n.DefValue {
+		_ = n.Value.Set(strconv.Itoa(max(atOnce, runtime.GOMAXPROCS(0))))
 	}
 	code := m.Run()
 	if code == 0 {

@@ -87,6 +87,7 @@ func repository(t *testing.T, name string) string {
 // The table of metrics for operators has exactly those that the programs export, with
 // their types, labels and meaning; names have units and labels few values.
 func TestMetricsAreDocumented(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	n := startNode(t, "ws-1", l.nats)
 	l.waitMembers(t, "ws-1")

@@ -10,6 +10,7 @@ import (
 // A session that is on two connections: what is done to it is done to both, and
 // either may go.
 func TestMoveTwoConnections(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	patient := "DIALRING_MOVE_DEADLINE=120s"
 	startNode(t, "a", l.nats, patient)
@@ -56,6 +57,7 @@ func TestMoveTwoConnections(t *testing.T) {
 // The joiner is restarted on its addresses before anybody went to it: everyone
 // is told again, with a ticket for the new process.
 func TestMoveJoinerRestarts(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	patient := "DIALRING_MOVE_DEADLINE=120s"
 	startNode(t, "a", l.nats, patient)
@@ -87,6 +89,7 @@ func TestMoveJoinerRestarts(t *testing.T) {
 // A former owner is restarted on its addresses in the middle of a join: its
 // sessions ended with it, and so does its part of the handoff.
 func TestMoveFormerOwnerRestarts(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	patient := "DIALRING_MOVE_DEADLINE=120s"
 	a := startNode(t, "a", l.nats, patient)
@@ -112,6 +115,7 @@ func TestMoveFormerOwnerRestarts(t *testing.T) {
 // for the join, which does not end; at its deadline it goes, and the users are
 // where they were.
 func TestMoveJoinerDrains(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	patient := "DIALRING_MOVE_DEADLINE=120s"
 	startNode(t, "a", l.nats, patient)
@@ -143,7 +147,7 @@ func TestMoveJoinerDrains(t *testing.T) {
 // who was at the node that died may notice.
 func TestMoveManyChanges(t *testing.T) {
 	heavy(t)
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	bothKinds(t, moveManyChanges)
 }
 

@@ -12,6 +12,7 @@ import (
 // Two clients are told to move: one ignores it and is closed at the deadline,
 // the other dials first and leaves then.
 func TestMoveDeadline(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	startNode(t, "a", l.nats, "DIALRING_MOVE_DEADLINE=2s")
 	l.waitMembers(t, "a")
@@ -93,6 +94,7 @@ func TestMoveDeadline(t *testing.T) {
 // Clients that follow while pushes come: each push is counted once, and comes on
 // one of the two connections at least, on none of them twice.
 func TestMoveWhilePushed(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	startNode(t, "a", l.nats)
 	l.waitMembers(t, "a")

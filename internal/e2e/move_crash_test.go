@@ -10,6 +10,7 @@ import (
 // The node that joins is killed before anybody went to it: everybody stays where
 // they are, also at the deadline they had been told.
 func TestMoveCrashOfJoiner(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	deadline := 3 * time.Second
 	startNode(t, "a", l.nats, "DIALRING_MOVE_DEADLINE="+deadline.String())
@@ -60,6 +61,7 @@ func TestMoveCrashOfJoiner(t *testing.T) {
 // A former owner is killed in the middle of a join: the other one's part of the
 // handoff goes on.
 func TestMoveCrashOfFormerOwner(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	patient := "DIALRING_MOVE_DEADLINE=120s"
 	a := startNode(t, "a", l.nats, patient)
@@ -99,7 +101,8 @@ func TestMoveCrashOfFormerOwner(t *testing.T) {
 // Under load a node joins slowly, and it, or a former owner, is killed then:
 // only pushes to users of that node may be lost, while it was missed.
 func TestMoveCrashUnderLoad(t *testing.T) {
-	t.Parallel() // it waits most of the time
+	heavy(t)
+	t.Parallel()
 	bothKinds(t, moveCrashUnderLoad)
 }
 

@@ -45,7 +45,7 @@ func (l *locatorProc) drainByAPI(t *testing.T, node string) {
 // A node drains, by a signal or by the API, and its clients ignore what they are
 // told: not ready at once, serving until its time is over, and then gone.
 func TestMoveDrainTimeout(t *testing.T) {
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	for _, how := range []string{"SIGTERM", "API"} {
 		t.Run(how, func(t *testing.T) {
 			l := startLocator(t)
@@ -104,6 +104,7 @@ func TestMoveDrainTimeout(t *testing.T) {
 
 // Who may ask for a drain, and of which node.
 func TestMoveDrainRefused(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	startNode(t, "a", l.nats)
 	l.waitMembers(t, "a")
@@ -142,6 +143,7 @@ func TestMoveDrainRefused(t *testing.T) {
 
 // The last node drains: there is nobody to move to.
 func TestMoveDrainLast(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	a := startNode(t, "a", l.nats)
 	l.waitMembers(t, "a")
@@ -168,6 +170,7 @@ func TestMoveDrainLast(t *testing.T) {
 
 // No locator is there to take a node out of the ring: it ends all the same.
 func TestMoveDrainAlone(t *testing.T) {
+	t.Parallel()
 	port := quietPort(t)
 	startNATS(t, port, t.TempDir())
 	url := fmt.Sprintf("nats://127.0.0.1:%d", port)

@@ -11,7 +11,7 @@ import (
 // the others are served. The count of its stays outlasts each join.
 func TestMoveFlapping(t *testing.T) {
 	heavy(t)
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	l := startLocator(t)
 	startNode(t, "a", l.nats)
 	l.waitMembers(t, "a")

@@ -11,6 +11,7 @@ import (
 // Clients stay where they were while the ring has given them to another node:
 // everything reaches them there, and further changes wait.
 func TestMoveHandoff(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	patient := "DIALRING_MOVE_DEADLINE=120s"
 	startNode(t, "a", l.nats, patient)
@@ -139,6 +140,7 @@ func TestMoveHandoff(t *testing.T) {
 // A node is to drain while another one's join is under way: it leaves when that
 // is done, and serves until then.
 func TestMoveDrainWaits(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	patient := "DIALRING_MOVE_DEADLINE=120s"
 	startNode(t, "a", l.nats, patient)

@@ -67,6 +67,7 @@ func TestMoveMany(t *testing.T) {
 
 // A node that waits to join is told to end.
 func TestMoveJoiningEnds(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	patient := "DIALRING_MOVE_DEADLINE=120s"
 	startNode(t, "a", l.nats, patient)
@@ -85,6 +86,7 @@ func TestMoveJoiningEnds(t *testing.T) {
 
 // Limits of a user's sessions count those at the former owner.
 func TestMoveLimits(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	settings := []string{"DIALRING_MOVE_DEADLINE=120s", "DIALRING_MAX_SESSIONS_PER_USER=2"}
 	startNode(t, "a", l.nats, settings...)
@@ -114,6 +116,7 @@ func TestMoveLimits(t *testing.T) {
 
 // The locator is killed in the middle of a handoff and another one comes.
 func TestMoveLocatorRestarts(t *testing.T) {
+	t.Parallel()
 	port := quietPort(t)
 	url := fmt.Sprintf("nats://127.0.0.1:%d", port)
 	startNATS(t, port, t.TempDir())

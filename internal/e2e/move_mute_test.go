@@ -15,7 +15,7 @@ import (
 // goes on.
 func TestMoveMuteFormerOwner(t *testing.T) {
 	heavy(t)
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	l := startLocator(t)
 	patient := "DIALRING_MOVE_DEADLINE=120s"
 	a := startNode(t, "a", l.nats, patient, "DIALRING_RESTART_GRACE=60s") // it keeps its place while it is stopped

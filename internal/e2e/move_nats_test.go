@@ -38,7 +38,7 @@ var quietPorts sync.Map
 // and every push arrives.
 func TestMoveNATSAway(t *testing.T) {
 	heavy(t)
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	bothKinds(t, moveNATSAway)
 }
 
@@ -110,7 +110,7 @@ func (c *cable) heal() {
 // delivers, or says that it did not; it never says 200 to nobody who is there.
 func TestMoveOldLocator(t *testing.T) {
 	heavy(t)
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	port := quietPort(t)
 	url := fmt.Sprintf("nats://127.0.0.1:%d", port)
 	startNATS(t, port, t.TempDir())

@@ -67,6 +67,7 @@ func agrees(t *testing.T, p wire.PlanResponse, devices int, was, is map[string]s
 // What a plan says of a node that joins, changes its weight and leaves is what
 // happens then.
 func TestMovePlan(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	nodes := map[string]*nodeProc{}
 	for _, id := range []string{"a", "b", "c"} {
@@ -140,6 +141,7 @@ func TestMovePlan(t *testing.T) {
 }
 
 func TestMovePlanRefused(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	startNode(t, "a", l.nats)
 	l.waitMembers(t, "a")
@@ -197,6 +199,7 @@ func manyNodes(n int) string {
 // A node comes back in place with another weight: what moves goes to it when it
 // has more, comes from it when it has less, and nobody else notices.
 func TestMoveWeight(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	startNode(t, "a", l.nats)
 	b := startNode(t, "b", l.nats)

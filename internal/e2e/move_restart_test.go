@@ -13,7 +13,7 @@ import (
 // before.
 func TestMoveRestartGrace(t *testing.T) {
 	heavy(t)
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	l := startLocator(t)
 	const grace = 10 * time.Second
 	setting := "DIALRING_RESTART_GRACE=" + grace.String()

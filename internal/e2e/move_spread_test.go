@@ -8,6 +8,7 @@ import (
 // A locator that nobody has asked before a node died spreads its users all the
 // same: it follows the ring, also one that came just before.
 func TestMoveCrashSpreads(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	slow := "DIALRING_ACCEPT_RATE=5"
 	startNode(t, "a", l.nats, slow)

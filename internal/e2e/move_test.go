@@ -170,6 +170,7 @@ const (
 // kill -9: users of the dead node are served again within moments, nobody else
 // notices.
 func TestMoveCrash(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	nodes := map[string]*nodeProc{}
 	for i := 1; i <= 3; i++ {
@@ -212,6 +213,7 @@ func TestMoveCrash(t *testing.T) {
 // A node is stopped for a while: it is out, its users are served elsewhere, and
 // when it goes on it gives up what it holds and takes nothing for them.
 func TestMoveStoppedNode(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	a := startNode(t, "a", l.nats)
 	startNode(t, "b", l.nats)

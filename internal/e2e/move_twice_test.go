@@ -11,6 +11,7 @@ import (
 // device logs in anew: both go. The one that was told to move is not told to stop:
 // its client may be the one that logged in.
 func TestMoveReplacedOnBoth(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	patient := "DIALRING_MOVE_DEADLINE=120s"
 	startNode(t, "a", l.nats, patient)
@@ -44,6 +45,7 @@ func TestMoveReplacedOnBoth(t *testing.T) {
 // A node with a restart grace is drained by the API and ends at its drain timeout:
 // its handoff ends with it, and planned changes go on.
 func TestMoveDrainWithGrace(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	a := startNode(t, "a", l.nats, "DIALRING_RESTART_GRACE=10m", "DIALRING_DRAIN_TIMEOUT=2s")
 	startNode(t, "b", l.nats)
@@ -62,6 +64,7 @@ func TestMoveDrainWithGrace(t *testing.T) {
 
 // The same when it is killed while it drains.
 func TestMoveKilledWithGrace(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	a := startNode(t, "a", l.nats, "DIALRING_RESTART_GRACE=10m")
 	startNode(t, "b", l.nats)
@@ -80,6 +83,7 @@ func TestMoveKilledWithGrace(t *testing.T) {
 
 // A broadcast reaches the sessions of a node that is leaving, too.
 func TestMoveBroadcastToLeaving(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	startNode(t, "a", l.nats, "DIALRING_MOVE_DEADLINE=120s")
 	startNode(t, "b", l.nats)

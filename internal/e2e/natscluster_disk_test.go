@@ -16,7 +16,7 @@ import (
 // again, its NATS is started anew and has all that it missed.
 func TestNATSClusterDiskFull(t *testing.T) {
 	heavy(t)
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	d := newDisk(t, 48)
 	g := newTrio(t)
 	g.dirs[1] = filepath.Join(d.dir, "data")
@@ -117,7 +117,7 @@ func promises(l *locatorProc) (wait func() map[string]uint64, enough chan struct
 // everything that was answered as stored is there: a majority had it on the disk.
 func TestNATSClusterPowerCut(t *testing.T) {
 	heavy(t)
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	l, promised := cutAll(t, "always")
 	for user, n := range promised {
 		b := dialHeard(t, l, user)
@@ -135,7 +135,7 @@ func TestNATSClusterPowerCut(t *testing.T) {
 // cluster goes on with what there is.
 func TestNATSClusterPowerCutInterval(t *testing.T) {
 	heavy(t)
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	l, promised := cutAll(t, "interval")
 	lost := 0
 	for user, n := range promised {

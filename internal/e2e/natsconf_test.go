@@ -188,7 +188,7 @@ func natsWork(t *testing.T, addrs []string, env ...string) {
 }
 
 func TestNATSPermissions(t *testing.T) {
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	addr := startNATSConf(t)
 	natsWork(t, []string{addr}, "DIALRING_INBOX_PARTITIONS=8")
 
@@ -244,6 +244,7 @@ func TestNATSPermissions(t *testing.T) {
 
 // Without one of the passwords a server does not start.
 func TestNATSNeedsPasswords(t *testing.T) {
+	t.Parallel()
 	for name := range natsPasswords {
 		variable := "DIALRING_NATS_" + strings.ToUpper(name) + "_PASSWORD"
 		env := slices.DeleteFunc(natsConfEnv("nats-1"), func(e string) bool { return strings.HasPrefix(e, variable) })
@@ -258,6 +259,7 @@ func TestNATSNeedsPasswords(t *testing.T) {
 // What the comment in accounts.conf says that permissions do not prevent. If this fails
 // NATS has learned it, and the comment can go.
 func TestNATSPermissionsEnd(t *testing.T) {
+	t.Parallel()
 	addr := startNATSConf(t)
 	l := startLocator(t, "DIALRING_NATS_URL="+natsURLOf("locator", addr))
 	startNode(t, "ws-1", natsURLOf("node", addr), "DIALRING_INBOX_PARTITIONS=8")
@@ -284,7 +286,7 @@ func TestNATSPermissionsEnd(t *testing.T) {
 // Three servers by cluster.conf.
 func TestNATSClusterConf(t *testing.T) {
 	heavy(t)
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	var ports, clusterPorts []int
 	var routes, addrs []string
 	for range 3 {

@@ -23,7 +23,7 @@ var moveSlots = make(chan struct{}, 3)
 
 func atATime(t *testing.T) {
 	t.Helper()
-	t.Parallel() // it waits, most of the time
+	t.Parallel()
 	moveSlots <- struct{}{}
 	t.Cleanup(func() { <-moveSlots }) // the last one: its processes are gone by then
 }

@@ -122,7 +122,7 @@ func (p *partition) serves(t *testing.T, l *locatorProc, u *listener, node, when
 // A node loses NATS, and its packets vanish: it answers the locators' probes, so
 // it stays, and goes on serving.
 func TestPartitionNodeFromNATS(t *testing.T) {
-	t.Parallel() // it waits, most of the time
+	t.Parallel()
 	p := newPartition(t, 1, "a", "b")
 	l := p.locs[0]
 	alice := listen(t, userOf(t, l, "a"), l)
@@ -140,7 +140,7 @@ func TestPartitionNodeFromNATS(t *testing.T) {
 // A locator loses NATS: it hears of nobody any more, reaches the nodes all the
 // same, and goes on with the ring that it has.
 func TestPartitionLocatorFromNATS(t *testing.T) {
-	t.Parallel() // it waits, most of the time
+	t.Parallel()
 	p := newPartition(t, 2, "a", "b")
 	cut, other := p.locs[0], p.locs[1]
 	alice := listen(t, userOf(t, cut, "a"), cut)
@@ -161,7 +161,7 @@ func TestPartitionLocatorFromNATS(t *testing.T) {
 // All lose NATS for ten seconds: nobody leaves the ring, and when it is back,
 // nothing has changed, but new nodes can join.
 func TestPartitionAllFromNATS(t *testing.T) {
-	t.Parallel() // it waits, most of the time
+	t.Parallel()
 	p := newPartition(t, 2, "a", "b")
 	alice := listen(t, userOf(t, p.locs[0], "a"), p.locs...)
 	for _, h := range p.at {

@@ -65,7 +65,7 @@ func callerTLS(t *testing.T, ca *certtest.CA, l certtest.Leaf, roots ...[]byte) 
 // the embedded NATS. Nothing is lost while a node drains, and one is killed. All that is
 // strange is refused before anything of it is looked at.
 func TestPeerTLS(t *testing.T) {
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	ca := certtest.New(t, "cluster")
 	host := ownAddress(t)
 	_, env := peerTLS(t, ca, certtest.Leaf{Names: []string{"127.0.0.1", host}})
@@ -205,6 +205,7 @@ func peerRequest(t *testing.T, addr string, config *tls.Config, request string) 
 // A node whose certificate has not the name of its PEER_URL does not join, nor one without
 // TLS, and the locator says why. One that the locator can call does.
 func TestPeerTLSNames(t *testing.T) {
+	t.Parallel()
 	ca, other := certtest.New(t, "cluster"), certtest.New(t, "another")
 	port := freePort(t)
 	startNATS(t, port, t.TempDir())
@@ -231,7 +232,8 @@ func TestPeerTLSNames(t *testing.T) {
 // The certificates and then the CA of a cluster are changed while it works: no push fails, no
 // client has to connect again, and in the end who has the old CA's certificate is a stranger.
 func TestPeerTLSRotation(t *testing.T) {
-	t.Parallel() // it waits most of the time
+	heavy(t)
+	t.Parallel()
 	old, next := certtest.New(t, "old"), certtest.New(t, "new")
 	dirs, envs := make([]string, 3), make([][]string, 3)
 	for i := range dirs {
@@ -288,6 +290,7 @@ func TestPeerTLSRotation(t *testing.T) {
 
 // Wrong files are wrong settings: an error that says which, and status 78.
 func TestPeerTLSFiles(t *testing.T) {
+	t.Parallel()
 	ca, other := certtest.New(t, "cluster"), certtest.New(t, "another")
 	dir, env := peerTLS(t, ca, here)
 	broken := t.TempDir()
@@ -327,6 +330,7 @@ func TestPeerTLSFiles(t *testing.T) {
 
 // What the guide says makes certificates that the programs take.
 func TestPeerTLSGuide(t *testing.T) {
+	t.Parallel()
 	needs(t, "openssl")
 	guide, err := os.ReadFile(filepath.Join("..", "..", "deploy", "README.md"))
 	if err != nil {
@@ -362,6 +366,7 @@ func TestPeerTLSGuide(t *testing.T) {
 // A NATS of its own with a private CA, which asks for certificates: both programs get in, say
 // what is wrong when they do not, and take the server's new CA without a restart.
 func TestNATSTLS(t *testing.T) {
+	t.Parallel()
 	ca, clients := certtest.New(t, "NATS"), certtest.New(t, "clients")
 	serverDir, clientDir := t.TempDir(), t.TempDir()
 	ca.Write(t, serverDir, here)
@@ -409,6 +414,7 @@ func TestNATSTLS(t *testing.T) {
 // Beyond loopback an admin listener has the certificate of the listener for clients, if there
 // is one: a key does not go over the network as clear text.
 func TestAdminTLS(t *testing.T) {
+	t.Parallel()
 	e := newEdge(t, "tls")
 	files := []string{"DIALRING_TLS_CERT_FILE=" + filepath.Join(e.dir, "tls.crt"), "DIALRING_TLS_KEY_FILE=" + filepath.Join(e.dir, "tls.key"),
 		"DIALRING_DEV=insecure", "DIALRING_ADMIN_LISTEN=0.0.0.0:0", "DIALRING_ADMIN_KEY=an admin key of the tests"}

@@ -167,7 +167,7 @@ func (o *onDisk) comesBack(t *testing.T, user, since string) *bare {
 // The power of the store's disk is cut in the middle of pushes. With DATA_SYNC=always,
 // which is the default, everything that was answered as stored is there.
 func TestInboxPowerCut(t *testing.T) {
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	o := startOnDisk(t, 256, "always")
 	wait, enough := promises(o.locatorProc)
 	<-enough
@@ -188,7 +188,7 @@ func TestInboxPowerCut(t *testing.T) {
 // With DATA_SYNC=interval a power cut may take what was answered as stored. Who saw
 // some of that is told so, and goes on with what there is.
 func TestInboxPowerCutInterval(t *testing.T) {
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	o := startOnDisk(t, 256, "interval")
 	cursors := map[string]string{}
 	for i := range 10 {
@@ -224,7 +224,8 @@ func TestInboxPowerCutInterval(t *testing.T) {
 // The disk of the store is full: stored pushes are refused within a bound, which
 // readiness shows, all else goes on; and when there is room again, it recovers.
 func TestInboxDiskFull(t *testing.T) {
-	t.Parallel() // it waits most of the time
+	heavy(t)
+	t.Parallel()
 	o := startOnDisk(t, 24, "interval")
 	b := dialSince(t, o.locatorProc, "alice", "d", "")
 	ballast := filepath.Join(o.disk.dir, "ballast")

@@ -13,6 +13,7 @@ import (
 // drains and its clients move: each answer lists exactly those who are connected, which
 // all of them are all the time, and nobody else.
 func TestPresenceOfManyWhileDraining(t *testing.T) {
+	t.Parallel()
 	const online = 300
 	l := startLocator(t)
 	// The pace makes the move last for some answers: about 100 users leave ws-1.

@@ -50,6 +50,7 @@ func wantEvent(t *testing.T, events <-chan presenceEvent, event, user, node stri
 // Online with the first session, offline after the grace; other devices, reconnects and
 // moves say nothing.
 func TestPresenceEvents(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	nodes := nodesOf(t, l, l.nats, "DIALRING_PRESENCE_GRACE=2s")
 	events := presenceEvents(t, l.nats)
@@ -96,6 +97,7 @@ func TestPresenceEvents(t *testing.T) {
 // A user who moves and then disconnects before the new owner saw it is said to be
 // offline all the same, by whoever owns it.
 func TestPresenceOfThoseLeftBehind(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	first := startNode(t, "ws-1", l.nats, "DIALRING_PRESENCE_GRACE=1s", "DIALRING_DRAIN_TIMEOUT=30s")
 	startNode(t, "ws-2", l.nats, "DIALRING_PRESENCE_GRACE=1s")
@@ -136,6 +138,7 @@ func TestPresenceOfThoseLeftBehind(t *testing.T) {
 // A node that was stopped is lost; when it goes on, those whom it still holds move, and
 // are said to be online. The last node of all says offline itself.
 func TestPresenceOfStoppedAndOfLastNode(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	first := startNode(t, "ws-1", l.nats, "DIALRING_PRESENCE_GRACE=1s")
 	second := startNode(t, "ws-2", l.nats, "DIALRING_PRESENCE_GRACE=1s")

@@ -18,6 +18,7 @@ import (
 // The client's address is what a trusted proxy says, directly and through a locator that
 // relays; what anybody else says changes nothing.
 func TestProxies(t *testing.T) {
+	t.Parallel()
 	c := processes(t, locator.Config{Edge: true, TrustedProxies: []string{"127.0.0.1"}}, wsnode.Config{TrustedProxies: []string{"127.0.0.1"}})
 	dial := func(from, to, target, forwarded string) (got, local string) {
 		t.Helper()
@@ -70,6 +71,7 @@ func TestProxies(t *testing.T) {
 // Limits count the clients that a trusted proxy names, each for itself, by whatever else
 // they write into the header.
 func TestProxyLimits(t *testing.T) {
+	t.Parallel()
 	c := processes(t, locator.Config{RatePerAddress: 1, TrustedProxies: []string{"127.0.0.0/8"}}, wsnode.Config{RatePerAddress: 1, TrustedProxies: []string{ownAddress(t)}})
 	la, na := c.at, c.nodes[0].at
 	for what, ask := range map[string]func(forwarded string) int{

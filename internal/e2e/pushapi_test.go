@@ -16,6 +16,7 @@ import (
 // TestUserIDs pushes to users whose ids are made to be confused. Each
 // must get its own message and no other's.
 func TestUserIDs(t *testing.T) {
+	t.Parallel()
 	c := processes(t, locator.Config{}, wsnode.Config{}, wsnode.Config{})
 	paths := map[string]string{ // as they stand in the request
 		"*": "*", ">": "%3E", "a.b": "a.b", "a": "a", "a b": "a%20b", "a+b": "a+b", "a/b": "a%2Fb", "a%2Fb": "a%252Fb", "a%252Fb": "a%25252Fb",
@@ -99,6 +100,7 @@ func TestUserIDs(t *testing.T) {
 }
 
 func TestPushRequests(t *testing.T) {
+	t.Parallel()
 	c := processes(t, locator.Config{MaxMessageBytes: 10_000}, wsnode.Config{MaxMessageBytes: 10_000})
 	const now = "/v1/push/alice?durable=false"
 	text := func(n int) string { return strings.Repeat("x", n) }

@@ -18,6 +18,7 @@ import (
 // A revocation ends the user's sessions; its tokens, and the tickets that were got with
 // them, are refused by every locator within a second, also by one that is started later.
 func TestRevoke(t *testing.T) {
+	t.Parallel()
 	const secret = "0123456789abcdef0123456789abcdef"
 	l1 := startNormalLocator(t, "DIALRING_USER_JWT_SECRET="+secret)
 	l2 := startNormalLocator(t, "DIALRING_USER_JWT_SECRET="+secret, "DIALRING_NATS_URL="+l1.nats)

@@ -9,6 +9,7 @@ import (
 // restore of a backup does: the locator that starts then finds it old by the heartbeats of
 // the nodes, says so, and the ring counts on. No node has to be restarted.
 func TestRingPutBack(t *testing.T) {
+	t.Parallel()
 	addr := startNATSConf(t)
 	clusterKey, key := newClusterKeys(t)
 	startLocator := func() *locatorProc {

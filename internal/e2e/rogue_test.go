@@ -24,6 +24,7 @@ import (
 // spelling, redirect elsewhere, or whose weight would take all users. Nothing on loopback is
 // asked for anything. Without the token nobody says anything.
 func TestRogueNode(t *testing.T) {
+	t.Parallel()
 	c := startNormal(t, 1)
 	for _, token := range []string{"", "wrong", normalNATSToken[:15]} {
 		if nc, err := nats.Connect(c.l.nats, nats.Token(token)); err == nil {

@@ -9,6 +9,7 @@ import (
 
 // The SDK's calls for services: presence, sessions, kicks, groups.
 func TestPusherUsersAndGroups(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	startNode(t, "ws-1", l.nats)
 	l.waitMembers(t, "ws-1")

@@ -76,7 +76,7 @@ func found(t *testing.T, dir, text string) (out []string) {
 // in the data of NATS, nor does who sent it, or a service's key. A node without a key says
 // so, and what it cannot open waits until it has the key.
 func TestSealedPayloads(t *testing.T) {
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "data")
 	again := restartable(t, dir)
 	l := again()
@@ -200,6 +200,7 @@ func TestSealedPayloads(t *testing.T) {
 
 // A file that cannot be used is an error at the start that says what to do.
 func TestKeysFileIsBad(t *testing.T) {
+	t.Parallel()
 	file := filepath.Join(t.TempDir(), "keys.json")
 	if err := os.WriteFile(file, []byte(`{"seal":"a","keys":[{"id":"a","key":"c2VjcmV0LWJ1dC1zaG9ydA=="}]}`), 0o600); err != nil {
 		t.Fatal(err)

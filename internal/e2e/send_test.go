@@ -81,6 +81,7 @@ func usersOf(t *testing.T, l *locatorProc, nodes []*nodeProc) (out []string) {
 // Users send to each other, over nodes, where their token allows it: stored, from set
 // by the node, answered with the number.
 func TestSendToUser(t *testing.T) {
+	t.Parallel()
 	l, nodes := threeNodes(t)
 	users := usersOf(t, l, nodes)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -134,6 +135,7 @@ func TestSendToUser(t *testing.T) {
 // A raw client: every send is answered with its ref, whatever is wrong with it, and
 // the connection stays.
 func TestSendFrames(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	startNode(t, "ws-1", l.nats, "DIALRING_SEND_RATE=5")
 	l.waitMembers(t, "ws-1")
@@ -191,7 +193,7 @@ func TestSendFrames(t *testing.T) {
 // The sender's node is killed, and the receiver's, while messages are sent: what was
 // accepted arrives, in order, once.
 func TestSendAcrossCrashes(t *testing.T) {
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	l, nodes := threeNodes(t)
 	users := usersOf(t, l, nodes)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
@@ -233,6 +235,7 @@ func TestSendAcrossCrashes(t *testing.T) {
 // An application behind a webhook: it answers, refuses, fails and recovers, is slow,
 // and away.
 func TestWebhook(t *testing.T) {
+	t.Parallel()
 	const secret = "0123456789abcdef0123456789abcdef"
 	var mu sync.Mutex
 	seen := map[string]int{} // by id and data
@@ -303,6 +306,7 @@ func TestWebhook(t *testing.T) {
 // An application on NATS: two processes of it share the requests; nobody there; a
 // refusal; silence.
 func TestApplicationOnNATS(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	startNode(t, "ws-1", l.nats, "DIALRING_APP=nats", "DIALRING_APP_TIMEOUT=1s", "DIALRING_SEND_RATE=1000")
 	l.waitMembers(t, "ws-1")
@@ -357,6 +361,7 @@ func TestApplicationOnNATS(t *testing.T) {
 
 // An application that reads a stream: what was acknowledged is there, once.
 func TestApplicationOnJetStream(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	startNode(t, "ws-1", l.nats, "DIALRING_APP=jetstream")
 	l.waitMembers(t, "ws-1")
@@ -420,6 +425,7 @@ func rawSends(t *testing.T, b *bare, frames ...map[string]any) map[string]string
 // Whatever one session asks of an application that fails, others are answered; the
 // status says whose fault it is; what was pushed as it is arrives as it is.
 func TestWebhookUnderFailures(t *testing.T) {
+	t.Parallel()
 	const secret = "0123456789abcdef0123456789abcdef"
 	var bad atomic.Int64
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -466,6 +472,7 @@ func TestWebhookUnderFailures(t *testing.T) {
 // What is kept for the application is kept in order, and once for each id and content;
 // and when nobody asks for a stream any more it does not answer for the application.
 func TestApplicationKeptInOrder(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	first := startNode(t, "ws-1", l.nats, "DIALRING_APP=jetstream", "DIALRING_SEND_RATE=1000")
 	l.waitMembers(t, "ws-1")
@@ -496,6 +503,7 @@ func TestApplicationKeptInOrder(t *testing.T) {
 
 // Who was kicked and keeps the connection open sends nothing any more.
 func TestSendAfterKick(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	n := startNode(t, "ws-1", l.nats, "DIALRING_APP=jetstream")
 	l.waitMembers(t, "ws-1")

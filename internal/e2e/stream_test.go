@@ -25,6 +25,7 @@ func streamPusher(t *testing.T, l *locatorProc) *client.Pusher {
 // Thousands of messages on one stream, while a node is killed: a result for each, and
 // what has one as stored is there, in order, once.
 func TestPushStream(t *testing.T) {
+	t.Parallel()
 	l, nodes := threeNodes(t)
 	users := usersOf(t, l, nodes)
 	s, err := streamPusher(t, l).Stream(t.Context())
@@ -107,6 +108,7 @@ func TestPushStream(t *testing.T) {
 
 // What is wrong with a line is said of that line, and the others go on.
 func TestPushStreamLines(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	startNode(t, "ws-1", l.nats)
 	l.waitMembers(t, "ws-1")
@@ -168,6 +170,7 @@ func TestPushStreamLines(t *testing.T) {
 
 // A locator that stops says up to where it has read; what it has read has results.
 func TestPushStreamAtTheEndOfALocator(t *testing.T) {
+	t.Parallel()
 	l1 := startLocator(t)
 	l2 := startLocator(t, "DIALRING_NATS_URL="+l1.nats)
 	startNode(t, "ws-1", l1.nats)
@@ -202,7 +205,7 @@ func TestPushStreamAtTheEndOfALocator(t *testing.T) {
 
 // A service that does not take its results is not read any more; it loses nothing.
 func TestPushStreamBackPressure(t *testing.T) {
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	l := startLocator(t)
 	startNode(t, "ws-1", l.nats)
 	l.waitMembers(t, "ws-1")

@@ -88,6 +88,7 @@ func inprocClaims(change map[string]any) map[string]any {
 }
 
 func TestTokenClaims(t *testing.T) {
+	t.Parallel()
 	i := inprocIssue(t, locator.Config{UserJWTSecret: inprocSecret})
 	now := time.Now().Unix()
 	for name, x := range map[string]struct {
@@ -244,6 +245,7 @@ func TestTokenFlood(t *testing.T) {
 
 // TestTokenSecrets: with two secrets tokens of both are good, and no others.
 func TestTokenSecrets(t *testing.T) {
+	t.Parallel()
 	const previous = "the secret of before, 32 bytes xx"
 	i := inprocIssue(t, locator.Config{UserJWTSecret: inprocSecret, UserJWTSecretPrevious: previous})
 	for secret, good := range map[string]bool{inprocSecret: true, previous: true, "": false, inprocSecret + previous: false, inprocSecret + "," + previous: false, previous[:32]: false} {
@@ -256,6 +258,7 @@ func TestTokenSecrets(t *testing.T) {
 // TestTokenIssuer: of an issuer that signs for others as well only what is for this
 // cluster is good; the log and the metric say what was wrong, and the answer does not.
 func TestTokenIssuer(t *testing.T) {
+	t.Parallel()
 	const audience, issuer = "push.example.com", "https://login.example.com/"
 	i := inprocIssue(t, locator.Config{UserJWTSecret: inprocSecret, UserJWTAudience: audience, UserJWTIssuer: issuer})
 	for name, x := range map[string]struct {
@@ -298,6 +301,7 @@ func TestTokenIssuer(t *testing.T) {
 // TestInprocTokenUser has a locator outside development mode beside one within,
 // which has a node in the ring: so the user of a token shows.
 func TestInprocTokenUser(t *testing.T) {
+	t.Parallel()
 	c := inprocStart(t, locator.Config{UserJWTSecret: inprocSecret}, wsnode.Config{})
 	l, err := locator.New(locator.Config{NATSURL: c.at.NATS, Listen: "127.0.0.1:0", AdminListen: "127.0.0.1:0",
 		APIKeys: []string{"key"}, UserJWTSecret: inprocSecret, RatePerAddress: -1, Log: c.log.logger()})
@@ -355,6 +359,7 @@ func inprocNoError[V any](v V, err error) V {
 }
 
 func TestTokenPublicKey(t *testing.T) {
+	t.Parallel()
 	rsaKey, rsaOther := inprocNoError(rsa.GenerateKey(rand.Reader, 2048)), inprocNoError(rsa.GenerateKey(rand.Reader, 2048))
 	p256, p384 := inprocNoError(ecdsa.GenerateKey(elliptic.P256(), rand.Reader)), inprocNoError(ecdsa.GenerateKey(elliptic.P384(), rand.Reader))
 	p256Other := inprocNoError(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
@@ -400,6 +405,7 @@ func TestTokenPublicKey(t *testing.T) {
 // TestInprocTokenSettings has settings that cannot be: the error is one of
 // settings and names the one to change, and never shows a secret.
 func TestInprocTokenSettings(t *testing.T) {
+	t.Parallel()
 	weak, _ := inprocPEM(t, &inprocNoError(ecdsa.GenerateKey(elliptic.P224(), rand.Reader)).PublicKey)
 	private := filepath.Join(t.TempDir(), "private.pem")
 	der := inprocNoError(x509.MarshalPKCS8PrivateKey(inprocNoError(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))))

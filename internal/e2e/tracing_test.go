@@ -86,6 +86,7 @@ func (c *otlp) of(t *testing.T, id string, n int) map[string]span {
 // A push that its service traces is one trace: locator, node, append and delivery, each
 // within the one before. Nothing of the payload is in it, and what is not traced sends nothing.
 func TestTrace(t *testing.T) {
+	t.Parallel()
 	c := startCollector(t)
 	l := startLocator(t, "DIALRING_OTLP_ENDPOINT="+c.url, "DIALRING_TRACE_RATIO=0")
 	startNode(t, "ws-1", l.nats, "DIALRING_OTLP_ENDPOINT="+c.url)
@@ -158,6 +159,7 @@ func TestTrace(t *testing.T) {
 
 // A collector that is not there costs pushes nothing but a line in the log.
 func TestTraceWithoutCollector(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t, "DIALRING_OTLP_ENDPOINT=http://127.0.0.1:1", "DIALRING_TRACE_RATIO=1")
 	startNode(t, "ws-1", l.nats, "DIALRING_OTLP_ENDPOINT=http://127.0.0.1:1")
 	l.waitMembers(t, "ws-1")

@@ -42,7 +42,7 @@ func newClusterKeys(t *testing.T) (clusterKey string, nodeKey func(nodes string)
 // Somebody has the NATS password of a node, in a cluster with cluster keys, and does what
 // that lets him: nobody goes by his ring, he is no locator, and no node loses its place.
 func TestTrust(t *testing.T) {
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	addr := startNATSConf(t)
 	clusterKey, key := newClusterKeys(t)
 	locatorURL, nodeURL := natsURLOf("locator", addr), natsURLOf("node", addr)
@@ -235,6 +235,7 @@ func peerStatus(t *testing.T, addr, token string) int {
 
 // Who calls a node shows a token for that node, once, signed in its own name.
 func TestPeerCallsRefused(t *testing.T) {
+	t.Parallel()
 	c := processes(t, locator.Config{}, wsnode.Config{}, wsnode.Config{})
 	s, stranger := c.signer(), ticket.NewSigner()
 	addr := c.node("ws-1").at.Peer

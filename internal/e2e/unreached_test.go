@@ -11,6 +11,7 @@ import (
 // A NATS that was never there, or that refuses a process, is in its log with the reason, and
 // without the password.
 func TestNATSNeverReached(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t, "DIALRING_NATS_TOKEN=right")
 	for what, url := range map[string]string{"nobody is there": fmt.Sprintf("nats://127.0.0.1:%d", freePort(t)), "it refuses": strings.Replace(l.nats, "nats://", "nats://canary-password@", 1)} {
 		n := startNode(t, "ws-1", url)
@@ -35,7 +36,7 @@ func TestNATSNeverReached(t *testing.T) {
 
 // While the store is away nobody claims that a user has no messages.
 func TestHeadUnknown(t *testing.T) {
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	dir := t.TempDir()
 	port := freePort(t)
 	stop := startNATS(t, port, dir)
@@ -65,6 +66,7 @@ func TestHeadUnknown(t *testing.T) {
 
 // Pushes that are refused are counted by their kind and code.
 func TestRefusedPushesAreCounted(t *testing.T) {
+	t.Parallel()
 	l := startLocator(t)
 	startNode(t, "ws-1", l.nats)
 	l.waitMembers(t, "ws-1")
@@ -88,6 +90,7 @@ func TestRefusedPushesAreCounted(t *testing.T) {
 
 // A process that NATS refused again and again comes in when NATS takes its token.
 func TestNATSRefusedForAWhile(t *testing.T) {
+	t.Parallel()
 	addr, dir := fmt.Sprintf("127.0.0.1:%d", freePort(t)), t.TempDir()
 	locator := func(token string) *locatorProc {
 		return startLocator(t, "DIALRING_NATS_LISTEN="+addr, "DIALRING_DATA_DIR="+dir, "DIALRING_NATS_TOKEN="+token)
