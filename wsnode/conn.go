@@ -33,13 +33,16 @@ type lingering struct {
 	raw    syscall.RawConn // nil where there is none: TLS
 	closed atomic.Bool
 
-	mu sync.Mutex // held while frames are written, but for the close frame
+	mu sync.Mutex // held while the session's frames are written
 	// partial: the beginning of a frame was written and its rest waits.
 	// Nothing else may be written then.
 	partial bool
-	// over: the close frame is written, and nothing may be behind it. The session
+	// over: gws writes the close frame, and nothing may come behind it. The session
 	// hears of that later: gws writes one by itself when the client's bytes end.
+	// Guarded by mu, and by deadline for who has that only.
 	over bool
+
+	deadline sync.Mutex // held while the write deadline is set
 }
 
 func newLingering(c net.Conn) *lingering {
@@ -52,21 +55,36 @@ func newLingering(c net.Conn) *lingering {
 
 var errPartial = errors.New("a frame is half written")
 
-// errOver is of a frame that came behind the close frame: nothing is wrong with the
-// connection, which ends in good order.
+// errOver is of a frame that came behind the close frame. The reader is at its end, and
+// ends the connection when the close frame is written, or writeTimeout later.
 var errOver = fmt.Errorf("nothing is written behind the close frame: %w", gws.ErrConnClosed)
 
-// Write is gws's, of its answer to the handshake and of the close frame. It may wait for
-// the peer, and does so without mu: the session must not wait with it.
+// Write is gws's, of its answer to the handshake and of the close frame. That waits for
+// what is being written, and then for the peer, without mu: the session must not wait, too.
 func (c *lingering) Write(b []byte) (int, error) {
 	c.mu.Lock()
 	partial := c.partial
-	c.over = len(b) > 0 && b[0] == 0x80|byte(gws.OpcodeCloseConnection)
+	if !partial && len(b) > 0 && b[0] == 0x80|byte(gws.OpcodeCloseConnection) {
+		c.deadline.Lock()
+		c.over = true
+		_ = c.Conn.SetWriteDeadline(time.Now().Add(writeTimeout))
+		c.deadline.Unlock()
+	}
 	c.mu.Unlock()
 	if partial {
 		return 0, errPartial
 	}
 	return c.Conn.Write(b)
+}
+
+// SetWriteDeadline is the session's. The close frame has its own, that nobody lifts.
+func (c *lingering) SetWriteDeadline(t time.Time) error {
+	c.deadline.Lock()
+	defer c.deadline.Unlock()
+	if c.over {
+		return nil
+	}
+	return c.Conn.SetWriteDeadline(t)
 }
 
 // writeAll writes the rest of a frame that writeNow began, and what follows. It

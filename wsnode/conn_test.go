@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"testing"
+	"time"
 
 	"github.com/lxzan/gws"
 )
@@ -51,6 +52,9 @@ func TestNothingBehindClose(t *testing.T) {
 	if n := <-told; n != 0 {
 		t.Errorf("a push behind the close frame reached %d sessions", n)
 	}
+	if l.closed.Load() {
+		t.Error("a push behind the close frame ended the connection")
+	}
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -60,5 +64,38 @@ func TestNothingBehindClose(t *testing.T) {
 	}
 	if _, got, _ := bytes.Cut(got, []byte("\r\n\r\n")); !bytes.Equal(got, append(before, goodbye...)) {
 		t.Errorf("the client got %q", got)
+	}
+}
+
+// deadlined notes the write deadline of a connection.
+type deadlined struct {
+	net.Conn
+	at time.Time
+}
+
+func (c *deadlined) SetWriteDeadline(t time.Time) error { c.at = t; return nil }
+func (c *deadlined) Write(b []byte) (int, error)        { return len(b), nil }
+
+// A close frame that the peer does not take has a deadline that the session's writer, at
+// the end of its queue, does not lift; half a frame has no close frame behind it.
+func TestCloseFrameDeadline(t *testing.T) {
+	raw := &deadlined{}
+	l := newLingering(raw)
+	goodbye := frame(gws.OpcodeCloseConnection, []byte{3, 0xE8})
+	l.partial = true
+	if _, err := l.Write(goodbye); !errors.Is(err, errPartial) || l.over {
+		t.Errorf("behind half a frame: %v, over is %v", err, l.over)
+	}
+	if err := l.writeAll(net.Buffers{[]byte("rest")}); err != nil {
+		t.Errorf("the rest of the frame: %v", err)
+	}
+	if _, err := l.Write(goodbye); err != nil {
+		t.Error(err)
+	}
+	if err := l.SetWriteDeadline(time.Time{}); err != nil {
+		t.Error(err)
+	}
+	if left := time.Until(raw.at); left <= 0 || left > writeTimeout {
+		t.Errorf("the close frame has %v", left)
 	}
 }

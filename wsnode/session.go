@@ -122,11 +122,13 @@ func (s *session) send(o outgoing) {
 	if !s.writing {
 		n, err := s.net.writeNow(o.frame)
 		if err != nil || n == len(o.frame) {
+			over := errors.Is(err, errOver)
+			s.closing = s.closing || over
 			s.mu.Unlock()
 			if o.push != nil {
 				o.push.wrote(err == nil)
 			}
-			if err != nil && !errors.Is(err, errOver) {
+			if err != nil && !over {
 				s.net.abort() // the reader cleans up
 			}
 			return
