@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -315,7 +316,9 @@ func TestDashboard(t *testing.T) {
 		p.Await(`document.getElementById("timeline").textContent.includes("ws-2 left, to be drained")`)
 		p.Await(`document.getElementById("timeline-begin").textContent === ""`) // since the first epoch
 		t.Run("and hangs", func(t *testing.T) {
-			heavy(t)
+			if os.Getenv("DIALRING_FULL") != "1" {
+				t.Skip("takes long: DIALRING_FULL=1, or task full, runs it")
+			}
 			p := p.With(t)
 			if err := again.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 				t.Fatal(err)

@@ -149,6 +149,7 @@ func TestGroupWithMovingMember(t *testing.T) {
 
 // A large group, with one node dead: every member is stored or named.
 func TestLargeGroup(t *testing.T) {
+	heavy(t)
 	l, nodes := threeNodes(t)
 	const n = 25_000
 	for i := 0; i < n; i += 5000 {

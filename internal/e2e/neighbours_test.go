@@ -331,6 +331,7 @@ func (c *normal) cpu(t *testing.T) (out [4]float64) {
 // readers end with 4101, and the memory of each process keeps to what is documented. How
 // long pushes to the others take against the same without all that is measured, not judged.
 func TestNeighbours(t *testing.T) {
+	heavy(t)
 	readers, slow, rate, quiet, noisy := 180, 20, 200, 2*time.Second, 5*time.Second
 	if os.Getenv("DIALRING_NEIGHBOURS") == "1" {
 		readers, slow, rate, quiet, noisy = 540, 60, 400, 15*time.Second, 45*time.Second

@@ -14,6 +14,7 @@ import (
 // A former owner that has lost NATS takes the forwarded pushes of a new owner that
 // it never met: the ring has its key.
 func TestPartitionForwardToNodeWithoutNATS(t *testing.T) {
+	heavy(t)
 	atATime(t)
 	p := newPartition(t, 1, nodesAB...)
 	l, a := p.locs[0], p.nodes["a"]
@@ -35,6 +36,7 @@ func TestPartitionForwardToNodeWithoutNATS(t *testing.T) {
 
 // The same with clients of the SDK under load.
 func TestPartitionLoadNodeWithoutNATS(t *testing.T) {
+	heavy(t)
 	atATime(t)
 	bothKinds(t, loadNodeWithoutNATS)
 }
@@ -57,6 +59,7 @@ func loadNodeWithoutNATS(t *testing.T, durable bool) {
 // A node that most locators cannot reach is out, and stays out though the third
 // one reaches it.
 func TestPartitionMostLocatorsRejoin(t *testing.T) {
+	heavy(t)
 	atATime(t)
 	p := newPartition(t, 3, nodesABC...)
 	user := usersBy(t, 1, nodesABC, "a", []string{"b", "c"}, "b")[0]
@@ -82,6 +85,7 @@ func TestPartitionMostLocatorsRejoin(t *testing.T) {
 
 // What was pushed into a link whose path was cut does not arrive after the heal.
 func TestPartitionPushAfterHeal(t *testing.T) {
+	heavy(t)
 	atATime(t)
 	p := newPartition(t, 1, nodesABC...)
 	l := p.locs[0]

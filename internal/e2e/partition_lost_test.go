@@ -34,6 +34,7 @@ func (b *bare) movedOrClosed(t *testing.T) (node string, before []string) {
 // A node loses everybody but its clients: it is out, and they are served elsewhere
 // as soon as they ask. When it is back it gives up what it held, and joins.
 func TestPartitionMoveNodeFromAll(t *testing.T) {
+	heavy(t)
 	atATime(t)
 	p := newPartition(t, 2, nodesABC...)
 	l := p.locs[0]
@@ -99,6 +100,7 @@ func TestPartitionMoveNodeFromAll(t *testing.T) {
 // A node's packets to NATS vanish: nobody hears it, and for as long as TCP lets
 // it, it hears the others. It stays, and serves.
 func TestPartitionMoveNodeOneWay(t *testing.T) {
+	heavy(t)
 	atATime(t)
 	p := newPartition(t, 2, nodesAB...)
 	alice := listen(t, userOf(t, p.locs[0], "a"), p.locs...)
@@ -124,6 +126,7 @@ func TestPartitionMoveNodeOneWay(t *testing.T) {
 // pushed to those who have not moved yet does not get there, and the answer says
 // so; those who move are served.
 func TestPartitionMoveFormerOwner(t *testing.T) {
+	heavy(t)
 	atATime(t)
 	p := newPartition(t, 1, "b")
 	l := p.locs[0]

@@ -155,6 +155,7 @@ func (p *partition) agree(t *testing.T, nodes ...string) wire.RingResponse {
 // moves whom it lost, and only those, and the handoff ends by what it answers to
 // probes.
 func TestPartitionMoveNodeFromNATS(t *testing.T) {
+	heavy(t)
 	atATime(t)
 	p := newPartition(t, 1, nodesAB...)
 	l, a := p.locs[0], p.nodes["a"]
@@ -195,6 +196,7 @@ func TestPartitionMoveNodeFromNATS(t *testing.T) {
 
 // One locator that cannot reach a node proves nothing; two of three do.
 func TestPartitionMoveMostLocators(t *testing.T) {
+	heavy(t)
 	atATime(t)
 	p := newPartition(t, 3, nodesABC...)
 	l1, l2, l3 := p.locs[0], p.locs[1], p.locs[2]
@@ -248,6 +250,7 @@ func TestPartitionMoveMostLocators(t *testing.T) {
 // A locator that has lost NATS goes by an old ring while users move: it never says
 // that one is not connected who is.
 func TestPartitionMoveLocatorFromNATS(t *testing.T) {
+	heavy(t)
 	atATime(t)
 	p := newPartition(t, 2, nodesAB...)
 	cut, other := p.locs[0], p.locs[1]

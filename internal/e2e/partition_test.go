@@ -27,7 +27,6 @@ type partition struct {
 // every locator has all of them.
 func newPartition(t *testing.T, locators int, nodes ...string) *partition {
 	t.Helper()
-	heavy(t)
 	p := &partition{network: newNet(t), at: map[string]*host{}, nodes: map[string]*nodeProc{}, names: nodes}
 	p.nats = p.host(t, "nats")
 	_, p.url = p.nats.nats(t, t.TempDir())
@@ -122,6 +121,7 @@ func (p *partition) serves(t *testing.T, l *locatorProc, u *listener, node, when
 // A node loses NATS, and its packets vanish: it answers the locators' probes, so
 // it stays, and goes on serving.
 func TestPartitionNodeFromNATS(t *testing.T) {
+	heavy(t)
 	t.Parallel()
 	p := newPartition(t, 1, "a", "b")
 	l := p.locs[0]
@@ -140,6 +140,7 @@ func TestPartitionNodeFromNATS(t *testing.T) {
 // A locator loses NATS: it hears of nobody any more, reaches the nodes all the
 // same, and goes on with the ring that it has.
 func TestPartitionLocatorFromNATS(t *testing.T) {
+	heavy(t)
 	t.Parallel()
 	p := newPartition(t, 2, "a", "b")
 	cut, other := p.locs[0], p.locs[1]
@@ -161,6 +162,7 @@ func TestPartitionLocatorFromNATS(t *testing.T) {
 // All lose NATS for ten seconds: nobody leaves the ring, and when it is back,
 // nothing has changed, but new nodes can join.
 func TestPartitionAllFromNATS(t *testing.T) {
+	heavy(t)
 	t.Parallel()
 	p := newPartition(t, 2, "a", "b")
 	alice := listen(t, userOf(t, p.locs[0], "a"), p.locs...)

@@ -396,10 +396,12 @@ func sameRing(t *testing.T, l1, l2 *locatorProc) {
 	})
 }
 
-// heavy is for tests that take tens of seconds of waiting: CI runs them.
+// heavy is for tests that take tens of seconds, of clusters under load, cut networks, full
+// disks. internal/e2e/heavy runs them, for CI without the race detector, which has a push cost
+// several times as much. It finds a test by this call at its beginning.
 func heavy(t *testing.T) {
 	t.Helper()
-	if os.Getenv("DIALRING_FULL") != "1" {
-		t.Skip("takes long: DIALRING_FULL=1, or task full, runs it")
+	if os.Getenv("DIALRING_HEAVY") != "1" {
+		t.Skip("takes long: internal/e2e/heavy, or task heavy, runs it")
 	}
 }
