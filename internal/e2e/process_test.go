@@ -234,40 +234,37 @@ func startNodeTapped(t *testing.T, tap func([]byte), id, nats, addr, peer string
 	return n
 }
 
-// nextPort is where freeAddress looks next: below those that the kernel gives to
+// nextPort is where freePortAt looks next: below those that the kernel gives to
 // connections and to listeners that ask for any, which would take a port between its
 // choice here and its use by a program, or while a program that has it ends and comes back.
 var nextPort atomic.Int32
 
 const firstPort, lastPort = 10000, 32000
 
-// freeAddress is ip with a port that nobody listens at, and that nobody else is given.
-func freeAddress(t *testing.T, ip string) string {
+// freePortAt is a port of ip that nobody listens at, and that nobody else is given.
+func freePortAt(t *testing.T, ip string) int {
 	t.Helper()
 	nextPort.CompareAndSwap(0, int32(firstPort+rand.IntN(lastPort-firstPort))) // other packages' tests run beside these
 	for range lastPort - firstPort {
-		addr := net.JoinHostPort(ip, strconv.Itoa(firstPort+int(nextPort.Add(1)-firstPort)%(lastPort-firstPort)))
-		if l, err := net.Listen("tcp", addr); err == nil {
+		port := firstPort + int(nextPort.Add(1)-firstPort)%(lastPort-firstPort)
+		if l, err := net.Listen("tcp", net.JoinHostPort(ip, strconv.Itoa(port))); err == nil {
 			l.Close()
-			return addr
+			return port
 		}
 	}
 	t.Fatal("no port is free")
-	return ""
+	return 0
 }
 
-// freePort is one of loopback.
 func freePort(t *testing.T) int {
 	t.Helper()
-	_, port, err := net.SplitHostPort(freeAddress(t, "127.0.0.1"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	n, err := strconv.Atoi(port)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
+	return freePortAt(t, "127.0.0.1")
+}
+
+// freeAddress is ip with such a port.
+func freeAddress(t *testing.T, ip string) string {
+	t.Helper()
+	return net.JoinHostPort(ip, strconv.Itoa(freePortAt(t, ip)))
 }
 
 func waitTCP(t *testing.T, addr string) {
