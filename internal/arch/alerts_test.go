@@ -17,6 +17,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/dialring/dialring/internal/machine"
 	"github.com/dialring/dialring/internal/wire"
 )
 
@@ -266,13 +267,7 @@ func TestAlertsAndDashboard(t *testing.T) {
 
 // Prometheus itself takes the rules, and the queries of the dashboard.
 func TestPromtool(t *testing.T) {
-	tool, err := exec.LookPath("promtool")
-	if err != nil {
-		if os.Getenv("DIALRING_FULL") == "1" {
-			t.Fatal("promtool is missing: install Debian's package prometheus")
-		}
-		t.Skip("promtool is missing; with DIALRING_FULL=1 that is a failure")
-	}
+	tool := machine.Program(t, "promtool", "prometheus")
 	b, err := os.ReadFile(filepath.Join(root(t), "deploy", "grafana", "dialring.json"))
 	if err != nil {
 		t.Fatal(err)

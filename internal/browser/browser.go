@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/dialring/dialring/internal/machine"
 )
 
 const patience = time.Minute // a bound on hangs
@@ -46,14 +48,7 @@ type answer struct {
 // may be left out.
 func Chromium(t testing.TB) string {
 	t.Helper()
-	path, err := exec.LookPath("chromium")
-	if err != nil {
-		if os.Getenv("DIALRING_FULL") == "1" {
-			t.Fatal("chromium is missing: apt-get install chromium")
-		}
-		t.Skip("chromium is missing: apt-get install chromium")
-	}
-	return path
+	return machine.Program(t, "chromium", "chromium")
 }
 
 // Start starts the browser that [Chromium] finds; it ends with the test.

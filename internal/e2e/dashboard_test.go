@@ -3,7 +3,6 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -11,6 +10,7 @@ import (
 
 	"github.com/dialring/dialring/client"
 	"github.com/dialring/dialring/internal/chrome"
+	"github.com/dialring/dialring/internal/machine"
 	"github.com/dialring/dialring/internal/ring"
 	"github.com/dialring/dialring/internal/wire"
 )
@@ -316,7 +316,7 @@ func TestDashboard(t *testing.T) {
 		p.Await(`document.getElementById("timeline").textContent.includes("ws-2 left, to be drained")`)
 		p.Await(`document.getElementById("timeline-begin").textContent === ""`) // since the first epoch
 		t.Run("and hangs", func(t *testing.T) {
-			if os.Getenv("DIALRING_FULL") != "1" {
+			if !machine.Full() {
 				t.Skip("takes long: DIALRING_FULL=1, or task full, runs it")
 			}
 			p := p.With(t)

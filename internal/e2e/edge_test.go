@@ -13,7 +13,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -21,6 +20,7 @@ import (
 	"time"
 
 	"github.com/dialring/dialring/internal/certs/certtest"
+	"github.com/dialring/dialring/internal/machine"
 	"github.com/dialring/dialring/internal/wire"
 )
 
@@ -66,19 +66,6 @@ func writeFile(t *testing.T, file, content string) {
 	}
 }
 
-// needs looks for a program that a test cannot do without.
-func needs(t *testing.T, program string) string {
-	t.Helper()
-	path, err := exec.LookPath(program)
-	if err != nil {
-		if os.Getenv("DIALRING_FULL") == "1" {
-			t.Fatalf("%s is missing: install it", program)
-		}
-		t.Skipf("%s is missing; with DIALRING_FULL=1 that is a failure", program)
-	}
-	return path
-}
-
 // edgeSite is where the parts behind an edge are, as host:port.
 type edgeSite struct {
 	locators, nodes []string
@@ -116,7 +103,7 @@ func edgeCertificate(t *testing.T, dir string) []byte {
 // addresses, paths and the name are others.
 func nginxEdge(t *testing.T, site edgeSite) *edge {
 	t.Helper()
-	program := needs(t, "nginx")
+	program := machine.Program(t, "nginx", "nginx-light")
 	e := newEdge(t, "nginx")
 	dir := e.dir
 	writeFile(t, filepath.Join(dir, "nginx.conf"), edgeFile(t, "nginx.conf", nil))
@@ -149,7 +136,7 @@ func nginxEdge(t *testing.T, site edgeSite) *edge {
 // caddyEdge is Caddy by deploy/edge/Caddyfile, to the byte.
 func caddyEdge(t *testing.T, site edgeSite) *edge {
 	t.Helper()
-	program := needs(t, "caddy")
+	program := machine.Program(t, "caddy", "caddy")
 	e := newEdge(t, "caddy")
 	dir := e.dir
 	writeFile(t, filepath.Join(dir, "Caddyfile"), edgeFile(t, "Caddyfile", nil))

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/dialring/dialring/internal/browser"
+	"github.com/dialring/dialring/internal/machine"
 )
 
 const interopDir = "testdata/interop"
@@ -59,7 +60,7 @@ func interopPrograms(t *testing.T) []interopProgram {
 	} {
 		if out, err := exec.Command(check[0], check[1:]...).CombinedOutput(); err != nil {
 			list[i].missing = fmt.Sprintf("%s cannot run here (python3-websockets, python3-aiohttp, nodejs from 20.10 on, npm, chromium): %v: %v\n%s", list[i].name, check, err, out)
-			if os.Getenv("DIALRING_FULL") == "1" {
+			if machine.Full() {
 				t.Fatal(list[i].missing)
 			}
 		}

@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -716,12 +715,8 @@ client.run().catch(e => { console.log(e, String(e), e.stack); process.exit(0); }
 
 // javaScript runs the JavaScript SDK in Node, if there is one.
 func (x *leaks) javaScript(dead string) {
-	const flag, place = "--experimental-websocket", "the JavaScript SDK"
-	if err := exec.Command("node", flag, "-e", "0").Run(); err != nil {
-		if os.Getenv("DIALRING_FULL") == "1" {
-			x.t.Fatalf("node from 20.10 on is missing: %v", err)
-		}
-		x.t.Logf("left out: node from 20.10 on is missing: %v", err)
+	const place = "the JavaScript SDK"
+	if !hasNode(x.t) {
 		return
 	}
 	dir := x.t.TempDir()
@@ -732,7 +727,7 @@ func (x *leaks) javaScript(dead string) {
 	}
 	for _, token := range []string{x.token("leak-js", time.Hour, x.signer), x.token("leak-js", -time.Hour, x.signer)} {
 		for _, l := range []string{"http://" + x.a.addr, dead} {
-			p := start(x.t, "node", "node", []string{"LOCATOR=" + l, "TOKEN=" + token}, flag, filepath.Join(dir, "leaky.js"))
+			p := start(x.t, "node", "node", []string{"LOCATOR=" + l, "TOKEN=" + token}, nodeWebSocket, filepath.Join(dir, "leaky.js"))
 			select {
 			case <-p.done:
 			case <-time.After(patience):

@@ -22,6 +22,7 @@ import (
 	"github.com/dialring/dialring/internal/certs"
 	"github.com/dialring/dialring/internal/certs/certtest"
 	"github.com/dialring/dialring/internal/config"
+	"github.com/dialring/dialring/internal/machine"
 	"github.com/dialring/dialring/internal/peer"
 )
 
@@ -331,7 +332,7 @@ func TestPeerTLSFiles(t *testing.T) {
 // What the guide says makes certificates that the programs take.
 func TestPeerTLSGuide(t *testing.T) {
 	t.Parallel()
-	needs(t, "openssl")
+	machine.Program(t, "openssl", "openssl")
 	guide, err := os.ReadFile(filepath.Join("..", "..", "deploy", "README.md"))
 	if err != nil {
 		t.Fatal(err)

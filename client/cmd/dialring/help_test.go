@@ -10,6 +10,8 @@ import (
 	"runtime/debug"
 	"strings"
 	"testing"
+
+	"github.com/dialring/dialring/internal/machine"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -90,13 +92,7 @@ func TestCompletion(t *testing.T) {
 	if !strings.Contains(o.out, "__start_dialring") {
 		t.Errorf("the script for bash is %d bytes", len(o.out))
 	}
-	bash, err := exec.LookPath("bash")
-	if err != nil {
-		if os.Getenv("DIALRING_FULL") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip("no bash here")
-	}
+	bash := machine.Program(t, "bash", "bash")
 	cmd := exec.Command(bash, "-n")
 	cmd.Stdin = strings.NewReader(o.out)
 	if out, err := cmd.CombinedOutput(); err != nil {

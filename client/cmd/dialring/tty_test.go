@@ -16,6 +16,7 @@ import (
 
 	"github.com/creack/pty"
 
+	"github.com/dialring/dialring/internal/machine"
 	"github.com/dialring/dialring/internal/wire"
 	"github.com/dialring/dialring/locator"
 )
@@ -38,10 +39,7 @@ func sit(t *testing.T, c *cluster, env []string, args ...string) *person {
 	p.cmd.Env = append(append([]string{"TERM=xterm"}, c.env...), env...)
 	tty, err := pty.StartWithSize(p.cmd, &pty.Winsize{Rows: 30, Cols: 200})
 	if err != nil {
-		if os.Getenv("DIALRING_FULL") == "1" {
-			t.Fatal(err)
-		}
-		t.Skipf("no terminal: %v", err)
+		machine.Lacks(t, "no terminal: %v", err)
 	}
 	p.tty = tty
 	go func() {
@@ -269,10 +267,7 @@ func TestBuilt(t *testing.T) {
 	t.Run("a full disk", func(t *testing.T) {
 		t.Parallel()
 		if _, err := os.Stat("/dev/full"); err != nil {
-			if os.Getenv("DIALRING_FULL") == "1" {
-				t.Fatal(err)
-			}
-			t.Skip("no /dev/full here")
+			machine.Lacks(t, "no full disk: %v", err)
 		}
 		ended := make(chan outcome, 1)
 		go func() { ended <- built(t, c, "dialring listen --user dora > /dev/full") }()
