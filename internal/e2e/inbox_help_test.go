@@ -158,10 +158,14 @@ func (b *bare) welcomed(t *testing.T, head, pending uint64, gap bool) {
 	}
 }
 
-// ready waits until this process of the node is in the ring.
-func (n *nodeProc) ready(t *testing.T) {
+// waitServes waits until this process of a node is in the ring, as the node sees it and as the locator does: each
+// hears of it by itself. The address tells the process, for one before it of the same id had another.
+func (l *locatorProc) waitServes(t *testing.T, n *nodeProc) {
 	t.Helper()
-	eventually(t, n.id+" is ready", func() bool { status, _ := call(t, "GET", "http://"+n.admin+"/readyz", ""); return status == 200 })
+	eventually(t, n.id+" is ready", func() bool {
+		status, _ := call(t, "GET", "http://"+n.admin+"/readyz", "")
+		return status == 200 && strings.Contains(l.members(t)[n.id].URL, "//"+n.addr+"/")
+	})
 }
 
 // metric reads one of a node's metrics, with its labels if it has any.

@@ -153,7 +153,7 @@ func TestSealedPayloads(t *testing.T) {
 	sealKeys(t, other, "a", "a")
 	n.kill()
 	n = startNode(t, "ws-1", l.nats, "DIALRING_INBOX_KEYS_FILE="+other)
-	n.ready(t)
+	l.waitServes(t, n)
 	file = other
 	b := dialSince(t, l, "alice", "two", "0")
 	b.welcomed(t, 4, 4, false)
@@ -177,7 +177,7 @@ func TestSealedPayloads(t *testing.T) {
 	// A node without any.
 	n.kill()
 	n = startNode(t, "ws-1", l.nats)
-	n.ready(t)
+	l.waitServes(t, n)
 	b = dialSince(t, l, "alice", "four", "0")
 	b.message(t, 1, want[0])
 	if m := n.event(t, "unopened"); m["reason"] != "unknown_key" || m["seq"] != 2.0 {
