@@ -147,11 +147,27 @@ func (p *proposal) failures() {
 		}
 	}
 	for _, n := range p.s.cur.Leaving {
-		if p.judge(&n, p.s.get(n.ID)).dead || p.s.get(n.ID).heir != "" {
-			p.d.Leaving = slices.DeleteFunc(p.d.Leaving, func(x ring.Node) bool { return x.ID == n.ID })
-			p.change("crash", n.ID)
+		if !p.judge(&n, p.s.get(n.ID)).dead && p.s.get(n.ID).heir == "" {
+			continue
 		}
+		reason := "crash"
+		if !p.awaited(n) { // it had reported that it has nobody any more, and ended before this locator looked
+			reason = "handoff"
+		}
+		p.d.Leaving = slices.DeleteFunc(p.d.Leaving, func(x ring.Node) bool { return x.ID == n.ID })
+		p.change(reason, n.ID)
 	}
+}
+
+// awaited tells whether a handoff waits for a process, which may still have sessions of
+// users that it does not own.
+func (p *proposal) awaited(n ring.Node) bool {
+	return slices.ContainsFunc(p.d.Handoffs, func(h ring.Handoff) bool { return p.holds(h, n) })
+}
+
+// holds tells whether a process holds up a handoff.
+func (p *proposal) holds(h ring.Handoff, n ring.Node) bool {
+	return slices.Contains(h.Pending, n.ID) && p.s.get(n.ID).settled(n.Boot) <= h.Epoch
 }
 
 // handoffs takes those off the list that are done, and the leaving nodes that
@@ -162,7 +178,7 @@ func (p *proposal) handoffs() {
 	for _, h := range list {
 		var pending []string
 		for _, id := range h.Pending {
-			if n, known := p.d.Process(id); known && p.s.get(id).settled(n.Boot) <= h.Epoch {
+			if n, known := p.d.Process(id); known && p.holds(h, n) {
 				pending = append(pending, id)
 			}
 		}

@@ -217,6 +217,33 @@ func TestCrashDuringHandoff(t *testing.T) {
 		w.is("a1 c1", "", "")
 		w.wantReason("crash+handoff [b]")
 	})
+	t.Run("not of a leaving node that had reported", func(t *testing.T) {
+		w, by := ringOf(t, "a", "b", "c")
+		hold(by)
+		w.drain(by["b"])
+		w.slow = true
+		w.report(by["b"], 2)
+		by["b"].kill() // it has ended
+		w.s.evidence("b")
+		w.run(second)
+		w.is("a1 c1", "b1", "1 leave [b] of a=1 b=1 c=1 for [b]")
+		w.slow = false
+		w.step()
+		w.is("a1 c1", "", "")
+		w.wantReason("handoff [b]")
+	})
+	t.Run("not of one of two leaving nodes that had reported", func(t *testing.T) {
+		w, by := ringOf(t, "a", "b", "c")
+		hold(by)
+		w.drain(by["b"], by["c"])
+		w.is("a1", "b1 c1", "1 leave [b c] of a=1 b=1 c=1 for [b c]")
+		w.report(by["b"], 2)
+		by["b"].kill() // nobody asks it for its former users any more
+		w.s.evidence("b")
+		w.run(second)
+		w.is("a1", "c1", "1 leave [b c] of a=1 b=1 c=1 for [c]")
+		w.wantReason("handoff [b]")
+	})
 	t.Run("of a leaving node, by its silence", func(t *testing.T) {
 		w, by := ringOf(t, "a", "b", "c")
 		hold(by)

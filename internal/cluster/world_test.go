@@ -22,6 +22,7 @@ type world struct {
 	probes  []probe  // all that were asked for
 	changes []change
 	alone   bool                // nothing is heard and nobody reached: neither NATS nor a node
+	slow    bool                // it writes no ring yet: its last write to the store is still under way
 	others  map[string][]string // other locators that are heard, and whom they suspect, by boot id
 }
 
@@ -153,7 +154,7 @@ func (w *world) step() {
 		}
 	}
 	w.late = later
-	if !w.alone {
+	if !w.alone && !w.slow {
 		w.publish()
 	}
 }
