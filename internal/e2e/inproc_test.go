@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -230,7 +231,15 @@ func (c *inprocCluster) await(nodes int) {
 				in++
 			}
 		}
-		return in == nodes
+		if in != nodes {
+			return false
+		}
+		for _, n := range c.nodes { // each hears of it by itself
+			if e, err := strconv.ParseUint(c.metric(n, "dialring_ring_epoch"), 10, 64); err != nil || e < r.Epoch {
+				return false
+			}
+		}
+		return true
 	})
 	inprocEventually(c.t, "the locator is ready", func() bool { return c.call("GET", "/readyz", "", "").status == 200 })
 }

@@ -155,6 +155,7 @@ func TestMoveDrainWaits(t *testing.T) {
 	}
 	startNode(t, "c", l.nats)
 	m := holder.told(t)
+	l.waitMembers(t, "a", "b", "c")
 	for range 2 { // asked twice is asked once
 		if status, body := call(t, "POST", "http://"+l.addr+"/v1/nodes/b/drain", ""); status != 202 {
 			t.Fatalf("drain: %d %s", status, body)

@@ -60,6 +60,9 @@ func startNormalWith(t *testing.T, ofLocator []string, nodes int, env ...string)
 		ids = append(ids, id)
 	}
 	c.l.waitMembers(t, ids...)
+	for _, n := range c.nodes {
+		c.l.waitServes(t, n)
+	}
 	c.l.waitReady(t)
 	c.signer = joinSigner(t, c.l.nats, normalNATSToken, slog.New(slog.DiscardHandler))
 	return c
