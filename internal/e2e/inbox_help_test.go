@@ -159,14 +159,13 @@ func (b *bare) welcomed(t *testing.T, head, pending uint64, gap bool) {
 	}
 }
 
-// waitServes waits until this process of a node is in the ring, as the locator sees it, and the node has that ring:
-// each hears of it by itself. The address tells the process, for one before it of the same id had another.
+// waitServes waits until this process of a node is in the ring that the locator has, and the node has that ring: each
+// hears of it by itself. The address tells the process, for one before it of the same id had another.
 func (l *locatorProc) waitServes(t *testing.T, n *nodeProc) {
 	t.Helper()
 	eventually(t, n.id+" serves its part of the ring", func() bool {
-		status, _ := call(t, "GET", "http://"+n.admin+"/readyz", "")
 		r := l.ring(t)
-		return status == 200 && n.metric(t, "dialring_ring_epoch") >= float64(r.Epoch) && slices.ContainsFunc(r.Nodes, func(x wire.RingNode) bool {
+		return strings.Contains(n.text(), fmt.Sprintf(`"event":"ring","epoch":%d,`, r.Epoch)) && slices.ContainsFunc(r.Nodes, func(x wire.RingNode) bool {
 			return x.ID == n.id && x.Share > 0 && strings.Contains(x.URL, "//"+n.addr+"/")
 		})
 	})

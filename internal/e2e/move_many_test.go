@@ -75,6 +75,7 @@ func TestMoveJoiningEnds(t *testing.T) {
 	e := dialEar(t, l, movers(equal("a"), equal("a", "b"), "a", "b", 1)[0], "d")
 	startNode(t, "b", l.nats, patient)
 	e.told(t)
+	l.waitMembers(t, "a", "b")
 	c := startNode(t, "c", l.nats)
 	eventually(t, "c wants to join", func() bool { return l.node(t, "c").State == wire.StateJoining })
 	if code := c.term(t); code != 0 {
