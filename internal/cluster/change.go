@@ -25,7 +25,8 @@ const (
 //
 //	failures   crashes, restarts in place, new addresses: at once, also in the
 //	           middle of a handoff
-//	handoffs   those end whose pending nodes have all reported, or are gone
+//	handoffs   those end whose pending nodes have all reported, or are gone; with
+//	           them leaving nodes go that nobody waits for
 //	planned    only when no handoff is left: nodes that drain, else nodes that
 //	           join, else weights
 //	record     if users lost their owner, and that process lives: a new handoff
@@ -48,7 +49,7 @@ func (s *members) next(now time.Time) (d ring.Document, ok bool) {
 	p.d.Change = ring.Change{}
 	p.failures()
 	failed := len(p.changed) > 0
-	p.handoffs()
+	p.handoffs(failed)
 	if !failed && len(p.d.Handoffs) == 0 {
 		p.planned()
 	}
@@ -147,38 +148,51 @@ func (p *proposal) failures() {
 		}
 	}
 	for _, n := range p.s.cur.Leaving {
-		if !p.judge(&n, p.s.get(n.ID)).dead && p.s.get(n.ID).heir == "" {
-			continue
+		if p.awaited(n) && p.ended(n) {
+			p.leaves(n, "crash")
 		}
-		reason := "crash"
-		if !p.awaited(n) { // it had reported that it has nobody any more, and ended before this locator looked
-			reason = "handoff"
-		}
-		p.d.Leaving = slices.DeleteFunc(p.d.Leaving, func(x ring.Node) bool { return x.ID == n.ID })
-		p.change(reason, n.ID)
 	}
+}
+
+// ended tells whether a leaving process is no more.
+func (p *proposal) ended(n ring.Node) bool {
+	m := p.s.get(n.ID)
+	return m.heir != "" || p.judge(&n, m).dead
+}
+
+func (p *proposal) leaves(n ring.Node, reason string) {
+	p.d.Leaving = slices.DeleteFunc(p.d.Leaving, func(x ring.Node) bool { return x.ID == n.ID })
+	p.change(reason, n.ID)
 }
 
 // awaited tells whether a handoff waits for a process, which may still have sessions of
 // users that it does not own.
 func (p *proposal) awaited(n ring.Node) bool {
-	return slices.ContainsFunc(p.d.Handoffs, func(h ring.Handoff) bool { return p.holds(h, n) })
-}
-
-// holds tells whether a process holds up a handoff.
-func (p *proposal) holds(h ring.Handoff, n ring.Node) bool {
-	return slices.Contains(h.Pending, n.ID) && p.s.get(n.ID).settled(n.Boot) <= h.Epoch
+	settled := p.s.get(n.ID).settled(n.Boot)
+	return slices.ContainsFunc(p.d.Handoffs, func(h ring.Handoff) bool {
+		return settled <= h.Epoch && slices.Contains(h.Pending, n.ID)
+	})
 }
 
 // handoffs takes those off the list that are done, and the leaving nodes that
-// nobody waits for.
-func (p *proposal) handoffs() {
+// nobody waits for. Those stay for the next change if somebody failed: who is named by
+// a crash is told as lost.
+func (p *proposal) handoffs(failed bool) {
+	stays := map[string]bool{}
+	for _, n := range p.s.cur.Leaving {
+		switch {
+		case failed:
+			_, stays[n.ID] = p.d.Process(n.ID)
+		case !p.awaited(n) && p.ended(n): // it had reported that it has nobody any more, and ended before this locator looked
+			p.leaves(n, "handoff")
+		}
+	}
 	list := p.d.Handoffs
 	p.d.Handoffs = nil
 	for _, h := range list {
 		var pending []string
 		for _, id := range h.Pending {
-			if n, known := p.d.Process(id); known && p.holds(h, n) {
+			if n, known := p.d.Process(id); known && (stays[id] || p.s.get(id).settled(n.Boot) <= h.Epoch) {
 				pending = append(pending, id)
 			}
 		}

@@ -217,6 +217,16 @@ func TestCrashDuringHandoff(t *testing.T) {
 		w.is("a1 c1", "", "")
 		w.wantReason("crash+handoff [b]")
 	})
+	// Such a node ended well, and nobody is told that it is lost.
+	well := func(w *world, id string, before ring.Document) {
+		w.t.Helper()
+		if lost := lostNodes(before, w.last()); slices.Contains(lost, id) {
+			w.t.Errorf("told as lost: %v", lost)
+		}
+		if _, crashed := w.s.crashed[id]; crashed {
+			w.t.Errorf("%s is kept as crashed", id)
+		}
+	}
 	t.Run("not of a leaving node that had reported", func(t *testing.T) {
 		w, by := ringOf(t, "a", "b", "c")
 		hold(by)
@@ -227,22 +237,53 @@ func TestCrashDuringHandoff(t *testing.T) {
 		w.s.evidence("b")
 		w.run(second)
 		w.is("a1 c1", "b1", "1 leave [b] of a=1 b=1 c=1 for [b]")
+		if n := w.s.m["b"].peer.refused; n < 2 {
+			t.Fatalf("%d probes were refused: it is not missed yet", n)
+		}
 		w.slow = false
+		before := w.s.cur
 		w.step()
 		w.is("a1 c1", "", "")
 		w.wantReason("handoff [b]")
+		well(w, "b", before)
 	})
 	t.Run("not of one of two leaving nodes that had reported", func(t *testing.T) {
 		w, by := ringOf(t, "a", "b", "c")
 		hold(by)
 		w.drain(by["b"], by["c"])
 		w.is("a1", "b1 c1", "1 leave [b c] of a=1 b=1 c=1 for [b c]")
+		before := w.s.cur
 		w.report(by["b"], 2)
 		by["b"].kill() // nobody asks it for its former users any more
 		w.s.evidence("b")
 		w.run(second)
 		w.is("a1", "c1", "1 leave [b c] of a=1 b=1 c=1 for [c]")
 		w.wantReason("handoff [b]")
+		well(w, "b", before)
+	})
+	t.Run("of another one, as a leaving node reports", func(t *testing.T) {
+		w, by := ringOf(t, "a", "b", "c")
+		hold(by)
+		w.drain(by["b"], by["c"])
+		w.slow = true
+		w.report(by["b"], 2)
+		by["b"].kill()
+		by["c"].kill()
+		w.s.evidence("b")
+		w.s.evidence("c")
+		w.run(second)
+		w.slow = false
+		before := w.s.cur
+		w.step()
+		w.is("a1", "b1", "1 leave [b c] of a=1 b=1 c=1 for [b]")
+		w.wantReason("crash [c]")
+		if lost := lostNodes(before, w.last()); !slices.Equal(lost, []string{"c"}) {
+			t.Errorf("told as lost: %v", lost)
+		}
+		before = w.s.cur
+		w.step()
+		w.is("a1", "", "")
+		well(w, "b", before)
 	})
 	t.Run("of a leaving node, by its silence", func(t *testing.T) {
 		w, by := ringOf(t, "a", "b", "c")
@@ -372,6 +413,38 @@ func TestSeveralInOneHandoff(t *testing.T) {
 }
 
 // Heartbeats do not come through; what the probes are answered does.
+// What nodes report is of rings that the store has lost: it ends no handoff of the ring that
+// counts on from them.
+func TestHandoffOfRingThatCountsOn(t *testing.T) {
+	w, by := ringOf(t, "a", "b", "c")
+	hold(by)
+	for _, p := range by {
+		w.report(p, 50)
+	}
+	w.slow = true
+	w.add("d", 1)
+	w.run(2 * second)
+	d, ok := w.s.next(w.now)
+	if !ok || len(d.Handoffs) != 1 {
+		t.Fatalf("%v, %+v", ok, d.Handoffs)
+	}
+	countOn(&d, 51, w.s.cur.Epoch)
+	d.Seal()
+	if err := d.Check(); err != nil {
+		t.Fatal(err)
+	}
+	w.s.setRing(d, w.now)
+	w.slow = false
+	const handoff = "50 join [d] of a=1 b=1 c=1 for "
+	w.step()
+	w.is("a1 b1 c1 d1", "", handoff+"[a b c]")
+	for _, id := range []string{"a", "b", "c"} {
+		w.is("a1 b1 c1 d1", "", handoff+"[a b c]")
+		w.report(by[id], 51)
+	}
+	w.is("a1 b1 c1 d1", "", "")
+}
+
 func TestHandoffEndsByProbes(t *testing.T) {
 	for name, drains := range map[string]bool{"join": false, "drain": true} {
 		t.Run(name, func(t *testing.T) {

@@ -297,6 +297,15 @@ func (k *Keeper) publishLoop(ctx context.Context, publish <-chan struct{}) {
 	}
 }
 
+// countOn gives the next ring its epoch. If it is behind rings that the store lost, what nodes
+// have reported is of those, and ends no handoff of this one.
+func countOn(d *ring.Document, epoch, held uint64) {
+	if last := len(d.Handoffs) - 1; last >= 0 && epoch > held+1 {
+		d.Handoffs[last].Epoch = epoch - 1
+	}
+	d.Epoch = epoch
+}
+
 // publish reads the stored ring, works out the next one from it, and stores
 // that if nobody else was faster. A stored ring that is older than what this locator
 // held, or nodes go by, is of a store that has lost data or was set back: the next one
@@ -324,8 +333,9 @@ func (k *Keeper) publish(ctx context.Context) error {
 	k.mu.Lock()
 	k.members.setRing(k.rings.Current().Document, now)
 	d, ok := k.members.next(now)
-	newest := k.rings.Current().Epoch
+	held := k.rings.Current().Epoch
 	k.mu.Unlock()
+	newest := held
 	ahead := seen > newest && now.Sub(k.counted) >= countEvery
 	if ahead {
 		newest = seen
@@ -338,7 +348,7 @@ func (k *Keeper) publish(ctx context.Context) error {
 	} else if !ok {
 		return nil
 	}
-	d.Epoch = max(newest, stored.Epoch) + 1
+	countOn(&d, max(newest, stored.Epoch)+1, held)
 	d.Seal()
 	if err := d.Check(); err != nil {
 		return err

@@ -257,7 +257,7 @@ func TestDashboard(t *testing.T) {
 			t.Errorf("ws-2 ended with %d", code)
 		}
 		p.Await(`document.querySelectorAll("#nodes-body tr").length === 2 && document.querySelectorAll("#ring .flow").length === 0`)
-		p.Await(`document.getElementById("timeline").textContent.includes("ws-2 left, to be drained") && document.getElementById("timeline").textContent.includes("handoff finished (ws-2)")`)
+		p.Await(`document.getElementById("timeline").textContent.includes("ws-2 left, to be drained") && document.getElementById("timeline").textContent.includes("handed over (ws-2)")`)
 		p.Await(fmt.Sprintf(`document.getElementById("sum-sessions").textContent === "%d"`, 2*users+1))
 		if l.loggedAt(t, `"act":"drain"`).IsZero() {
 			t.Error("the log of the locator has no drain")

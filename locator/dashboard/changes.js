@@ -8,7 +8,7 @@ const reasons = {
   restart: (n) => `${n} restarted in place`,
   update: (n) => `${n} has another address`,
   weight: (n) => `${n} has another weight`,
-  handoff: (n) => `handoff finished (${n})`,
+  handoff: (n) => `handed over (${n})`,
   restored: () => "published again: the store had lost it",
 };
 
