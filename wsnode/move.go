@@ -25,7 +25,8 @@ import (
 //	  +---the ring gives the user back-----------+
 //
 // When none is misplaced or told any more the node reports the ring's epoch as
-// settled, with its next heartbeat, and the locators end the handoff. Until then
+// settled, with its next heartbeat, and the locators end the handoff; a node that
+// drains when it has handed over its missing users as well (presence.go). Until then
 // the new owner hands what comes for the user to this node as well (forward.go).
 
 // How often a node compares its sessions with the ring, when nothing changes,
@@ -55,7 +56,9 @@ func (n *Node) watchRing(ctx context.Context) error {
 		changed := n.rings.Changed()
 		cur := n.rings.Current()
 		n.stored.turned(cur)
-		if m, ok := cur.Find(n.cfg.NodeID); ok && m.Boot == n.boot {
+		m, ok := cur.Find(n.cfg.NodeID)
+		in := ok && m.Boot == n.boot
+		if in {
 			n.joined.Store(true)
 		} else if ok && n.joined.Load() && !n.draining.Load() {
 			return fmt.Errorf("another process runs as node %q now (at %s): give each node a DIALRING_NODE_ID of its own", n.cfg.NodeID, m.PeerURL)
@@ -68,9 +71,13 @@ func (n *Node) watchRing(ctx context.Context) error {
 		todo, left := n.misplacedBy(cur)
 		n.misplaced.Store(int64(left))
 		wait := recheck
-		if left == 0 {
+		switch {
+		case left == 0 && !in && n.draining.Load() && !n.handedOver.Load():
+			// Whose last session has just ended is this node's to tell of, too: were it killed
+			// now and not waited for, nobody would say so.
+		case left == 0:
 			n.settled.Store(cur.Epoch)
-		} else {
+		default:
 			wait = moveLook
 		}
 		if now := n.settled.Load(); reported.epoch != cur.Epoch || reported.settled != now {

@@ -95,6 +95,7 @@ type Node struct {
 	// Handoffs; see move.go.
 	settled    atomic.Uint64 // newest epoch by which no session here is misplaced
 	misplaced  atomic.Int64
+	handedOver atomic.Bool   // it ends, and has told of all who are missing
 	someLeft   chan struct{} // a session that was to move has gone
 	kicked     kickedSessions
 	recent     recent // broadcasts
@@ -332,6 +333,7 @@ func (n *Node) Run(ctx context.Context) error {
 	if n.draining.Load() {
 		n.decide(n.presenceOf.due(time.Now(), true), true)
 		n.publishPresence()
+		n.handedOver.Store(true)
 		n.lookSoon() // the last report ends the handoff
 		n.awaitReport(run)
 	}

@@ -8,6 +8,9 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/dialring/dialring/internal/cluster"
+	"github.com/dialring/dialring/internal/trust"
 )
 
 // presenceEvents collects the presence events of a cluster.
@@ -133,6 +136,56 @@ func TestPresenceOfThoseLeftBehind(t *testing.T) {
 		delete(want, e.User)
 	}
 	await(t, "ws-1 ends", first.done)
+}
+
+// A node is killed that has no session left, and has not handed over yet who is missing
+// there: it is lost, though its drain was all but over.
+func TestPresenceOfThoseNotHandedOver(t *testing.T) {
+	t.Parallel()
+	l := startLocator(t)
+	first := startNode(t, "ws-1", l.nats, "DIALRING_PRESENCE_GRACE=60s")
+	second := startNode(t, "ws-2", l.nats)
+	l.waitMembers(t, "ws-1", "ws-2")
+	events := presenceEvents(t, l.nats)
+	user := userOf(t, l, "ws-1")
+	e := dialEar(t, l, user, "d")
+	wantEvent(t, events, "online", user, "ws-1")
+	e.leave(t)
+	eventually(t, "its session has ended", func() bool { return first.metric(t, "dialring_sessions") == 0 })
+	nc, err := nats.Connect(l.nats)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	beats, err := nc.SubscribeSync("dialring.beat.node.ws-1")
+	if err != nil || nc.Flush() != nil {
+		t.Fatal(err)
+	}
+	if err := second.cmd.Process.Signal(syscall.SIGSTOP); err != nil { // who owns the user next, and is asked
+		t.Fatal(err)
+	}
+	if status, b := call(t, "POST", "http://"+l.addr+"/v1/nodes/ws-1/drain", ""); status != 202 {
+		t.Fatalf("drain: %d %s", status, b)
+	}
+	first.event(t, "drained")
+	for epoch := uint64(0); epoch < 2; {
+		m, err := beats.NextMsg(patience)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var beat cluster.NodeBeat
+		if b, _, err := trust.Detach(m.Data); err != nil || json.Unmarshal(b, &beat) != nil {
+			t.Fatalf("a heartbeat is %s: %v", m.Data, err)
+		}
+		if epoch = beat.Epoch; beat.Settled >= 2 {
+			t.Fatalf("it lets the handoff end: %+v", beat)
+		}
+	}
+	first.kill()
+	if err := second.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	wantEvent(t, events, "node_lost", "", "ws-1")
 }
 
 // A node that was stopped is lost; when it goes on, those whom it still holds move, and
