@@ -148,16 +148,10 @@ func (p *proposal) failures() {
 		}
 	}
 	for _, n := range p.s.cur.Leaving {
-		if p.awaited(n) && p.ended(n) {
+		if m := p.s.get(n.ID); p.awaited(n) && (m.heir != "" || p.judge(&n, m).dead) {
 			p.leaves(n, "crash")
 		}
 	}
-}
-
-// ended tells whether a leaving process is no more.
-func (p *proposal) ended(n ring.Node) bool {
-	m := p.s.get(n.ID)
-	return m.heir != "" || p.judge(&n, m).dead
 }
 
 func (p *proposal) leaves(n ring.Node, reason string) {
@@ -168,22 +162,21 @@ func (p *proposal) leaves(n ring.Node, reason string) {
 // awaited tells whether a handoff waits for a process, which may still have sessions of
 // users that it does not own.
 func (p *proposal) awaited(n ring.Node) bool {
-	settled := p.s.get(n.ID).settled(n.Boot)
+	settled := p.s.settled(n)
 	return slices.ContainsFunc(p.d.Handoffs, func(h ring.Handoff) bool {
 		return settled <= h.Epoch && slices.Contains(h.Pending, n.ID)
 	})
 }
 
 // handoffs takes those off the list that are done, and the leaving nodes that
-// nobody waits for. Those stay for the next change if somebody failed: who is named by
-// a crash is told as lost.
+// nobody waits for, which wait for that before they end. If somebody failed, these are for
+// the next change: who is named by a crash is told as lost.
 func (p *proposal) handoffs(failed bool) {
 	stays := map[string]bool{}
 	for _, n := range p.s.cur.Leaving {
-		switch {
-		case failed:
+		if failed {
 			_, stays[n.ID] = p.d.Process(n.ID)
-		case !p.awaited(n) && p.ended(n): // it had reported that it has nobody any more, and ended before this locator looked
+		} else if !p.awaited(n) {
 			p.leaves(n, "handoff")
 		}
 	}
@@ -192,9 +185,13 @@ func (p *proposal) handoffs(failed bool) {
 	for _, h := range list {
 		var pending []string
 		for _, id := range h.Pending {
-			if n, known := p.d.Process(id); known && (stays[id] || p.s.get(id).settled(n.Boot) <= h.Epoch) {
+			if n, known := p.d.Process(id); known && (stays[id] || p.s.settled(n) <= h.Epoch) {
 				pending = append(pending, id)
 			}
+		}
+		if len(pending) == 0 && failed {
+			p.change("handoff")
+			continue
 		}
 		if len(pending) == 0 {
 			p.change("handoff", h.Nodes...)
@@ -209,14 +206,15 @@ func (p *proposal) handoffs(failed bool) {
 }
 
 // settled is the newest epoch by which a process is known to hold no session of
-// a user that it does not own.
-func (m *member) settled(boot string) uint64 {
-	e := uint64(0)
-	if m.beat.Boot == boot {
-		e = m.beat.Settled
+// a user that it does not own. A report of a ring that is newer than the published one is of
+// one that the store has lost.
+func (s *members) settled(n ring.Node) uint64 {
+	e, m := uint64(0), s.get(n.ID)
+	if b := m.beat; b.Boot == n.Boot && b.Settled <= s.cur.Epoch {
+		e = b.Settled
 	}
-	if m.health.Boot == boot {
-		e = max(e, m.health.Settled)
+	if h := m.health; h.Boot == n.Boot && h.Settled <= s.cur.Epoch {
+		e = max(e, h.Settled)
 	}
 	return e
 }

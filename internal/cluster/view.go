@@ -54,7 +54,7 @@ func (s *members) handoffView() []wire.RingHandoff {
 	for _, h := range s.cur.Handoffs {
 		v := wire.RingHandoff{FromEpoch: h.Epoch, Reason: h.Reason, Nodes: h.Nodes, Pending: []wire.HandoffNode{}}
 		for _, id := range h.Pending {
-			if n, known := s.cur.Process(id); known && s.get(id).settled(n.Boot) <= h.Epoch {
+			if n, known := s.cur.Process(id); known && s.settled(n) <= h.Epoch {
 				v.Pending = append(v.Pending, wire.HandoffNode{Node: id, Sessions: s.get(id).misplaced(n.Boot)})
 			}
 		}
