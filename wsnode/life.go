@@ -109,18 +109,26 @@ func (n *Node) drain(ctx context.Context) {
 	}
 }
 
-// awaitReport waits until a heartbeat has said that no session is left.
-func (n *Node) awaitReport(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
+// awaitRelease waits until the ring is without this process, which has reported that nothing
+// is left: until then it is called, and who ends is missed.
+func (n *Node) awaitRelease(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
 	defer cancel()
-	for n.settled.Load() < n.rings.Current().Epoch && ctx.Err() == nil {
+	for ctx.Err() == nil {
+		changed := n.rings.Changed()
+		if m, known := n.rings.Current().Process(n.cfg.NodeID); !known || m.Boot != n.boot || n.inRing() {
+			break // it has left, or leaves alone
+		}
 		select {
+		case <-changed:
 		case <-ctx.Done():
-		case <-time.After(moveLook / 10):
 		}
 	}
 	n.sendBeat()
 }
+
+// releaseTimeout is how long a node that has drained waits for the ring that says so.
+const releaseTimeout = time.Second
 
 // leaveTimeout is how long a node waits for a locator that would take it out.
 const leaveTimeout = 3 * time.Second

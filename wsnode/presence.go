@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/dialring/dialring/internal/cluster"
 	"github.com/dialring/dialring/internal/peer"
 	"github.com/dialring/dialring/internal/ring"
@@ -31,6 +33,8 @@ type presence struct {
 	grace time.Duration
 	wake  chan struct{} // events wait
 
+	deciding sync.Mutex // held while missing users are asked for and told of
+
 	mu      sync.Mutex
 	missing map[string]time.Time // users, and when their grace is over
 	events  []cluster.PresenceEvent
@@ -44,6 +48,8 @@ const (
 	presenceLook = time.Second
 	// maxMissing is how many users are asked about in one question.
 	maxMissing = 10_000
+	// maxAsked is how many nodes are asked at once.
+	maxAsked = 64
 	// maxEvents is how many events may wait for NATS; then the oldest are lost.
 	maxEvents = 100_000
 )
@@ -111,10 +117,25 @@ func (n *Node) sayPresence(ctx context.Context) {
 		case <-n.presenceOf.wake:
 			n.publishPresence()
 		case now := <-t.C:
-			n.decide(n.presenceOf.due(now, false), false)
-			n.publishPresence()
+			n.tellMissing(now, false)
 		}
 	}
+}
+
+// tellMissing finds out about users whose grace is over, and tells. ending: about all who
+// are missing, for nobody here will find out later.
+func (n *Node) tellMissing(now time.Time, ending bool) {
+	n.presenceOf.deciding.Lock()
+	defer n.presenceOf.deciding.Unlock()
+	n.decide(n.presenceOf.due(now, ending), ending)
+	n.publishPresence()
+}
+
+// told tells whether nothing is left to be told: no event, and nobody who is missing.
+func (p *presence) told() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.events) == 0 && len(p.missing) == 0
 }
 
 func (n *Node) publishPresence() {
@@ -136,8 +157,8 @@ func (n *Node) publishPresence() {
 	}
 }
 
-// decide finds out what became of users who are missing here. ending: nobody here will
-// find out later.
+// decide finds out what became of users who are missing here. Whoever does not answer holds up
+// its own users only.
 func (n *Node) decide(users []string, ending bool) {
 	cur := n.rings.Current()
 	elsewhere := map[*ring.Node][]string{}
@@ -168,11 +189,17 @@ func (n *Node) decide(users []string, ending bool) {
 			}
 		}
 	}
+	var asks errgroup.Group
+	asks.SetLimit(maxAsked)
 	for o, all := range elsewhere {
-		for list := range slices.Chunk(all, maxMissing) {
-			n.handMissing(o, list, cur, ending)
-		}
+		asks.Go(func() error {
+			for list := range slices.Chunk(all, maxMissing) {
+				n.handMissing(o, list, cur, ending)
+			}
+			return nil
+		})
 	}
+	_ = asks.Wait()
 }
 
 // sayOffline says that a user is, unless somebody has just come.

@@ -93,9 +93,9 @@ type Node struct {
 	beatNow   chan struct{}
 
 	// Handoffs; see move.go.
-	settled    atomic.Uint64 // newest epoch by which no session here is misplaced
+	settled    atomic.Uint64 // newest epoch by which no session here is misplaced, nor anybody missing if it drains
 	misplaced  atomic.Int64
-	handedOver atomic.Bool   // it ends, and has told of all who are missing
+	handedOver atomic.Bool   // it drains, has no session, and has told of all who are missing
 	someLeft   chan struct{} // a session that was to move has gone
 	kicked     kickedSessions
 	recent     recent // broadcasts
@@ -331,11 +331,10 @@ func (n *Node) Run(ctx context.Context) error {
 	n.stored.positions.Flush(flush)
 	flushed()
 	if n.draining.Load() {
-		n.decide(n.presenceOf.due(time.Now(), true), true)
-		n.publishPresence()
-		n.handedOver.Store(true)
+		n.tellMissing(time.Now(), true)
+		n.handedOver.Store(n.presenceOf.told())
 		n.lookSoon() // the last report ends the handoff
-		n.awaitReport(run)
+		n.awaitRelease(run)
 	}
 	stop()
 	err = g.Wait()
