@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/dialring/dialring/internal/ring"
+	"github.com/dialring/dialring/internal/wire"
 )
 
 // Timing of membership.
@@ -243,8 +244,8 @@ func (s *members) heard(b NodeBeat, now time.Time) {
 		// The same process at another address is a candidate for its own place:
 		// the new address is probed before anybody is sent there.
 	}
-	if m.cand.Boot != b.Boot && m.cand.Boot != "" && now.Sub(m.candAt) < silentAfter && m.candPeer.fails < 2 {
-		return // two newcomers of one id: the first one counts, if it is there
+	if m.cand.Boot != b.Boot && m.cand.Boot != "" && m.cand.State != wire.StateDraining && now.Sub(m.candAt) < silentAfter && m.candPeer.fails < 2 {
+		return // two newcomers of one id: the first one counts, if it is there and wants to join
 	}
 	if m.cand.Boot != b.Boot || m.cand.URL != b.URL || m.cand.PeerURL != b.PeerURL || now.Sub(m.candAt) >= silentAfter {
 		m.dropCandidate()

@@ -287,6 +287,25 @@ func TestRestart(t *testing.T) {
 			t.Error("the process before is remembered for ever")
 		}
 	})
+	t.Run("one that drains is in nobody's way", func(t *testing.T) {
+		w, by := ringOf(t, "a", "b", "c")
+		b := by["b"]
+		b.State, b.nextBeat = wire.StateDraining, w.now
+		w.until(2*second, "a1 c1")
+		for end := w.now.Add(2 * second); w.leaving() != "" && w.now.Before(end); {
+			w.step()
+		}
+		w.is("a1 c1", "", "")
+		w.s.heard(b.NodeBeat, w.now) // its last one comes when the ring has let it go
+		b.kill()
+		next := w.add("b", 2)
+		next.nextBeat = w.now
+		w.step()
+		if boot := w.s.m["b"].cand.Boot; boot != next.Boot {
+			t.Errorf("the candidate is %q, want %q", boot, next.Boot)
+		}
+		w.until(10*second, "a1 b2 c1")
+	})
 	t.Run("of two newcomers with one id the first counts while it lives", func(t *testing.T) {
 		w := newWorld(t)
 		first := w.add("a", 1)
