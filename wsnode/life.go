@@ -34,7 +34,12 @@ func (n *Node) beat(ctx context.Context) error {
 	}
 }
 
+// sendBeat publishes a heartbeat, unless the ring has let this process go: one more would be taken
+// for a newcomer's, and be in the way of the node's next process.
 func (n *Node) sendBeat() {
+	if n.joined.Load() && n.presenceOf.told() && n.isReleased() {
+		return
+	}
 	h := n.healthNow()
 	cluster.BeatNode(n.nats, cluster.NodeBeat{ID: n.cfg.NodeID, Boot: n.boot, URL: n.cfg.NodeURL, PeerURL: n.cfg.PeerURL, Weight: n.cfg.Weight,
 		State: n.state(), Sessions: int(n.hub.sessions.Load()), AcceptRate: n.cfg.AcceptRate, GraceMS: n.cfg.RestartGrace.Milliseconds(),
@@ -116,8 +121,8 @@ func (n *Node) awaitRelease(ctx context.Context) {
 	defer cancel()
 	for ctx.Err() == nil {
 		changed := n.rings.Changed()
-		if m, known := n.rings.Current().Process(n.cfg.NodeID); !known || m.Boot != n.boot || n.inRing() {
-			break // it has left, or leaves alone
+		if n.isReleased() || n.inRing() { // it has left, or leaves alone
+			break
 		}
 		select {
 		case <-changed:
@@ -125,6 +130,12 @@ func (n *Node) awaitRelease(ctx context.Context) {
 		}
 	}
 	n.sendBeat()
+}
+
+// isReleased tells whether the ring does not know this process, neither as a node nor as one that leaves.
+func (n *Node) isReleased() bool {
+	m, known := n.rings.Current().Process(n.cfg.NodeID)
+	return !known || m.Boot != n.boot
 }
 
 // releaseTimeout is how long a node that has drained waits for the ring that says so.

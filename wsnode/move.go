@@ -72,9 +72,10 @@ func (n *Node) watchRing(ctx context.Context) error {
 		n.misplaced.Store(int64(left))
 		wait := recheck
 		switch {
-		case left == 0 && !in && n.draining.Load() && !n.handedOver.Load():
+		case left == 0 && !in && n.draining.Load() && !n.presenceOf.told():
 			// Whose last session has just ended is this node's to tell of, too: were it killed
 			// now and not waited for, nobody would say so.
+			wait = moveLook
 		case left == 0:
 			n.settled.Store(cur.Epoch)
 		default:

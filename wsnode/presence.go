@@ -33,11 +33,13 @@ type presence struct {
 	grace time.Duration
 	wake  chan struct{} // events wait
 
-	deciding sync.Mutex // held while missing users are asked for and told of
+	deciding   sync.Mutex // held while missing users are asked for
+	publishing sync.Mutex // held while events are on their way, for their order
 
 	mu      sync.Mutex
 	missing map[string]time.Time // users, and when their grace is over
 	events  []cluster.PresenceEvent
+	over    bool // the node is about to end: it takes no missing users over
 }
 
 func newPresence(grace time.Duration) *presence {
@@ -73,10 +75,24 @@ func (p *presence) emptied(user string) {
 	p.missing[user] = time.Now().Add(p.grace)
 }
 
-// watch has a user waited for whom another node misses.
+// watch has a user waited for who is still missing.
 func (p *presence) watch(user string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.watchLocked(user)
+}
+
+// takeOver does that for another node, unless this one is about to end.
+func (p *presence) takeOver(user string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.over {
+		p.watchLocked(user)
+	}
+	return !p.over
+}
+
+func (p *presence) watchLocked(user string) {
 	if _, waits := p.missing[user]; !waits {
 		p.missing[user] = time.Now().Add(p.grace)
 	}
@@ -97,6 +113,7 @@ func (p *presence) sayLocked(event, user string) {
 func (p *presence) due(now time.Time, all bool) (out []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.over = p.over || all
 	for u, at := range p.missing {
 		if all || now.After(at) {
 			out = append(out, u)
@@ -131,11 +148,14 @@ func (n *Node) tellMissing(now time.Time, ending bool) {
 	n.publishPresence()
 }
 
-// told tells whether nothing is left to be told: no event, and nobody who is missing.
+// told tells whether a node that is about to end has nothing left to tell: nobody is missing,
+// and no event waits.
 func (p *presence) told() bool {
+	p.publishing.Lock()
+	defer p.publishing.Unlock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return len(p.events) == 0 && len(p.missing) == 0
+	return p.over && len(p.events) == 0 && len(p.missing) == 0
 }
 
 func (n *Node) publishPresence() {
@@ -143,6 +163,8 @@ func (n *Node) publishPresence() {
 	if !n.nats.Up() { // they wait
 		return
 	}
+	p.publishing.Lock()
+	defer p.publishing.Unlock()
 	p.mu.Lock()
 	events := p.events
 	p.events = nil
@@ -234,18 +256,23 @@ func (n *Node) handMissing(o *ring.Node, users []string, cur *ring.Ring, ending 
 }
 
 // missingHere takes users over from a node that missed them: those who are here, or
-// are waited for already, are not missing.
+// are waited for already, are not missing. A node that has looked for the last time takes none:
+// the caller keeps them, and finds their next owner.
 func (n *Node) missingHere(body []byte) error {
 	var users []string
 	if err := json.Unmarshal(body, &users); err != nil {
 		return err
 	}
 	for _, u := range users {
+		over := false
 		n.hub.withUser(u, func(sessions []*session) {
 			if len(sessions) == 0 {
-				n.presenceOf.watch(u)
+				over = !n.presenceOf.takeOver(u)
 			}
 		})
+		if over {
+			return errMoved
+		}
 	}
 	return nil
 }

@@ -95,7 +95,6 @@ type Node struct {
 	// Handoffs; see move.go.
 	settled    atomic.Uint64 // newest epoch by which no session here is misplaced, nor anybody missing if it drains
 	misplaced  atomic.Int64
-	handedOver atomic.Bool   // it drains, has no session, and has told of all who are missing
 	someLeft   chan struct{} // a session that was to move has gone
 	kicked     kickedSessions
 	recent     recent // broadcasts
@@ -332,7 +331,6 @@ func (n *Node) Run(ctx context.Context) error {
 	flushed()
 	if n.draining.Load() {
 		n.tellMissing(time.Now(), true)
-		n.handedOver.Store(n.presenceOf.told())
 		n.lookSoon() // the last report ends the handoff
 		n.awaitRelease(run)
 	}
