@@ -195,6 +195,7 @@ func TestChat(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 
+	locator := login(t, page, "observer").Locator
 	said, told := 0, 0 // messages to the room, and to bob alone
 	one := func() {
 		text := map[string]string{"text": fmt.Sprint("room ", said)}
@@ -226,7 +227,7 @@ func TestChat(t *testing.T) {
 			<-pace.C
 			one()
 		}
-		waitForNodes(t, page, 3) // it started again
+		waitForNodes(t, locator, 3) // it started again
 	}
 	var room, alone []heard
 	for i := range said {
@@ -251,10 +252,9 @@ func TestChat(t *testing.T) {
 	}
 }
 
-// waitForNodes waits until so many nodes are in the ring.
-func waitForNodes(t *testing.T, page string, n int) {
+// waitForNodes waits until so many nodes are in the ring. A locator answers that without any, too.
+func waitForNodes(t *testing.T, locator string, n int) {
 	t.Helper()
-	locator := login(t, page, "observer").Locator
 	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) { // nothing tells of it
 		req, err := http.NewRequest("GET", locator+"/v1/ring", nil)
 		if err != nil {
@@ -340,6 +340,7 @@ func TestPage(t *testing.T) {
 	pace := time.NewTicker(120 * time.Millisecond) // nodes take 20 sends a second of a session
 	defer pace.Stop()
 
+	locator := login(t, page, "observer").Locator
 	// Alice's node drains, by her button, while both talk: she is never without a
 	// connection.
 	alice.Do(`states = []; new MutationObserver(() => states.push(document.getElementById("state").textContent)).observe(document.getElementById("state"), { childList: true })`)
@@ -366,12 +367,12 @@ func TestPage(t *testing.T) {
 
 	// All nodes drain at once: the pages are moved on and on, or have nobody left to
 	// move to and come back when there is.
-	waitForNodes(t, page, 3)
+	waitForNodes(t, locator, 3)
 	for i := range 3 {
 		drain(t, page, fmt.Sprint("ws-", i+1))
 	}
 	both()
-	waitForNodes(t, page, 3)
+	waitForNodes(t, locator, 3)
 	both()
 	once()
 	t.Logf("on the way alice's page says %q", texts(alice, `states`))
