@@ -149,8 +149,12 @@ func (n *Node) tellMissing(now time.Time, ending bool) {
 }
 
 // told tells whether a node that is about to end has nothing left to tell: nobody is missing,
-// and no event waits.
+// or just asked for, and no event waits.
 func (p *presence) told() bool {
+	if !p.deciding.TryLock() {
+		return false
+	}
+	defer p.deciding.Unlock()
 	p.publishing.Lock()
 	defer p.publishing.Unlock()
 	p.mu.Lock()

@@ -25,6 +25,11 @@ func TestPresenceOver(t *testing.T) {
 	if !p.told() || p.takeOver("carol") || !p.told() {
 		t.Error("it ends, and has not told all, or takes another one over")
 	}
+	p.deciding.Lock()
+	if p.told() {
+		t.Error("some are just asked for")
+	}
+	p.deciding.Unlock()
 	p.watch("alice") // nobody could be asked
 	if p.told() {
 		t.Error("one is missing of whom nothing was told")
