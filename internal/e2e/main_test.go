@@ -18,10 +18,10 @@ var bin string
 
 // atOnce tests run at a time, or more on a larger machine. A test waits most of the time,
 // for processes that start, a ring that changes, a pace that is kept: alone, one takes a
-// third of two cores (with the race detector two thirds, and then as many tests run as there
-// are cores). Tests without t.Parallel run before them, one by one: they judge how long
-// something takes or how much comes, load both cores by themselves, or see all processes of
-// the machine.
+// third of two cores. With the race detector it is two thirds, and a heavy one has its loads:
+// then as many tests run as there are cores. Tests without t.Parallel run before them, one by
+// one: they judge how long something takes or how much comes, load both cores by themselves,
+// or see all processes of the machine.
 const atOnce = 3
 
 func TestMain(m *testing.M) {
@@ -52,7 +52,7 @@ func run(m *testing.M) int {
 		}
 	}
 	flag.Parse()
-	if n := flag.Lookup("test.parallel"); raceFlag == "" && n.Value.String() == n.DefValue {
+	if n := flag.Lookup("test.parallel"); raceFlag == "" && !withHeavy() && n.Value.String() == n.DefValue {
 		_ = n.Value.Set(strconv.Itoa(max(atOnce, runtime.GOMAXPROCS(0))))
 	}
 	code := m.Run()

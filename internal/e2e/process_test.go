@@ -398,7 +398,9 @@ func sameRing(t *testing.T, l1, l2 *locatorProc) {
 // several times as much. It finds a test by this call at its beginning.
 func heavy(t *testing.T) {
 	t.Helper()
-	if os.Getenv("DIALRING_HEAVY") != "1" {
+	if !withHeavy() {
 		t.Skip("takes long: internal/e2e/heavy, or task heavy, runs it")
 	}
 }
+
+func withHeavy() bool { return os.Getenv("DIALRING_HEAVY") == "1" }
