@@ -101,7 +101,7 @@ func TestPartitionPushAfterHeal(t *testing.T) {
 	again := l.try(t, user, `"after"`)
 	t.Logf("answered %+v, and after a was out %+v at %s", r, again, next.Node)
 	p.heal()
-	node, before := old.movedOrClosed(t)
+	node, before := p.movedOrBack(t, old, "a")
 	if len(before) > 0 {
 		t.Errorf("a wrote %s to its old session, of a user whom %s serves (who goes to %s)", fmt.Sprint(before), next.Node, node)
 	}
