@@ -172,11 +172,8 @@ func (p *proposal) awaited(n ring.Node) bool {
 // nobody waits for, which wait for that before they end. If somebody failed, these are for
 // the next change: who is named by a crash is told as lost.
 func (p *proposal) handoffs(failed bool) {
-	stays := map[string]bool{}
 	for _, n := range p.s.cur.Leaving {
-		if failed {
-			_, stays[n.ID] = p.d.Process(n.ID)
-		} else if !p.awaited(n) {
+		if !failed && !p.awaited(n) {
 			p.leaves(n, "handoff")
 		}
 	}
@@ -185,7 +182,9 @@ func (p *proposal) handoffs(failed bool) {
 	for _, h := range list {
 		var pending []string
 		for _, id := range h.Pending {
-			if n, known := p.d.Process(id); known && (stays[id] || p.s.settled(n) <= h.Epoch) {
+			n, known := p.d.Process(id)
+			_, in := p.d.Find(id)
+			if known && (failed && !in || p.s.settled(n) <= h.Epoch) {
 				pending = append(pending, id)
 			}
 		}

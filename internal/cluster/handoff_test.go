@@ -428,7 +428,7 @@ func TestHandoffOfRingThatCountsOn(t *testing.T) {
 	if !ok || len(d.Handoffs) != 1 {
 		t.Fatalf("%v, %+v", ok, d.Handoffs)
 	}
-	countOn(&d, 51, w.s.cur.Epoch)
+	countOn(&d, 51)
 	d.Seal()
 	if err := d.Check(); err != nil {
 		t.Fatal(err)

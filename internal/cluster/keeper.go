@@ -297,10 +297,10 @@ func (k *Keeper) publishLoop(ctx context.Context, publish <-chan struct{}) {
 	}
 }
 
-// countOn gives the next ring its epoch. If it is behind rings that the store lost, what nodes
+// countOn gives the ring that follows d.Epoch its own. If it is behind rings that the store lost, what nodes
 // have reported is of those, and ends no handoff of this one.
-func countOn(d *ring.Document, epoch, held uint64) {
-	if last := len(d.Handoffs) - 1; last >= 0 && epoch > held+1 {
+func countOn(d *ring.Document, epoch uint64) {
+	if last := len(d.Handoffs) - 1; last >= 0 && epoch > d.Epoch+1 {
 		d.Handoffs[last].Epoch = epoch - 1
 	}
 	d.Epoch = epoch
@@ -333,9 +333,8 @@ func (k *Keeper) publish(ctx context.Context) error {
 	k.mu.Lock()
 	k.members.setRing(k.rings.Current().Document, now)
 	d, ok := k.members.next(now)
-	held := k.rings.Current().Epoch
+	newest := k.rings.Current().Epoch
 	k.mu.Unlock()
-	newest := held
 	ahead := seen > newest && now.Sub(k.counted) >= countEvery
 	if ahead {
 		newest = seen
@@ -348,7 +347,7 @@ func (k *Keeper) publish(ctx context.Context) error {
 	} else if !ok {
 		return nil
 	}
-	countOn(&d, max(newest, stored.Epoch)+1, held)
+	countOn(&d, max(newest, stored.Epoch)+1)
 	d.Seal()
 	if err := d.Check(); err != nil {
 		return err

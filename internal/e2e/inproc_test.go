@@ -231,15 +231,10 @@ func (c *inprocCluster) await(nodes int) {
 				in++
 			}
 		}
-		if in != nodes {
-			return false
-		}
-		for _, n := range c.nodes { // each hears of it by itself
-			if e, err := strconv.ParseUint(c.metric(n, "dialring_ring_epoch"), 10, 64); err != nil || e < r.Epoch {
-				return false
-			}
-		}
-		return true
+		return in == nodes && !slices.ContainsFunc(c.nodes, func(n *inprocNode) bool { // each hears of it by itself
+			e, err := strconv.ParseUint(c.metric(n, "dialring_ring_epoch"), 10, 64)
+			return err != nil || e < r.Epoch
+		})
 	})
 	inprocEventually(c.t, "the locator is ready", func() bool { return c.call("GET", "/readyz", "", "").status == 200 })
 }
